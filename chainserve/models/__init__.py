@@ -1,0 +1,1 @@
+"""Real models, block by block: resolve, load, run. torch starts here."""

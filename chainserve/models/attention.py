@@ -1,0 +1,119 @@
+"""Attention over packed sequences, in the place transformers gives to attention implementations.
+
+A batch is packed: queries of all sequences stand one after another, (1, heads, total, dim), without padding. Keys and
+values come from `PackedCache.update` as one view per sequence, so that no sequence sees another and nothing is
+copied. No mask reaches us: transformers builds none for an implementation that registers no mask function. What
+a sequence may see follows from positions alone: new tokens are the last ones, and a window drops old keys.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+ATTENTION = "chainserve"
+"""Name under which transformers finds `packed_attention`."""
+
+ATTENTION_ARGUMENTS = frozenset({"scaling", "sliding_window", "softcap", "s_aux"})
+"""What families pass to attention that changes its result, and that we compute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Keys, or values, of each sequence of a packed batch.
+
+    Each part is (1, kv_heads, length, dim): all the sequence has cached, its `num_new` new tokens last.
+    """
+
+    parts: Sequence[Tensor]
+    num_new: list[int]
+
+
+def split_packed(packed: Tensor, num_new: list[int]) -> Sequence[Tensor]:
+    """Views (1, heads, num_new[i], dim) of the sequences in (1, heads, total, dim)."""
+    return (packed,) if len(num_new) == 1 else packed.split_with_sizes(num_new, dim=2)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Ragged,
+    value: Ragged,
+    attention_mask: None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Causal attention of queries (1, heads, total, dim) to their own sequences: (1, total, heads, value dim).
+
+    `sliding_window` counts the keys a query sees, itself included; `softcap` bounds the scores (Gemma 2); `s_aux`
+    (heads,) are scores of a sink that takes weight and gives nothing (gpt-oss).
+    """
+    outputs = []
+    for q, k, v in zip(split_packed(query, key.num_new), key.parts, value.parts, strict=True):
+        num_new, length = q.shape[2], k.shape[2]
+        if sliding_window is not None and (unseen := length - num_new - sliding_window + 1) > 0:
+            k, v = k[:, :, unseen:], v[:, :, unseen:]
+        if softcap is None and s_aux is None:
+            outputs.append(_fused(q, k, v, scaling=scaling, window=sliding_window))
+        else:
+            outputs.append(_plain(q, k, v, scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: int | None) -> Tensor:
+    """Attention of one sequence by torch's kernel: (1, num_new, heads, value dim)."""
+    num_heads, num_new = q.shape[1:3]
+    num_kv_heads, length = k.shape[1:3]
+    if num_new == 1:  # heads that share keys become queries of one head, so keys are neither repeated nor masked
+        grouped = q.reshape(1, num_kv_heads, num_heads // num_kv_heads, -1)
+        return scaled_dot_product_attention(grouped, k, v, scale=scaling).reshape(1, 1, num_heads, -1)
+    causal = num_new == length and (window is None or window >= length)
+    mask = None if causal else _visible(num_new, length, window=window, device=q.device)
+    shared = num_heads != num_kv_heads
+    out = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=shared)
+    return out.transpose(1, 2).contiguous()
+
+
+def _plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention of one sequence spelled out, for what torch's kernel cannot do: (1, num_new, heads, value dim)."""
+    num_heads, num_new, dim = q.shape[1:]
+    num_kv_heads, length = k.shape[1:3]
+    grouped = q.reshape(num_kv_heads, -1, dim) * (dim**-0.5 if scaling is None else scaling)
+    scores = (grouped @ k[0].mT).view(num_heads, num_new, length)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if num_new > 1:
+        hidden = ~_visible(num_new, length, window=window, device=q.device)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).view(-1, 1, 1).expand(-1, num_new, 1)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32)[..., :length].to(v.dtype)
+    out = weights.view(num_kv_heads, -1, length) @ v[0]
+    return out.view(1, num_heads, num_new, -1).transpose(1, 2).contiguous()
+
+
+def _visible(num_new: int, length: int, *, window: int | None, device: torch.device) -> Tensor:
+    """Which of `length` keys each of the last `num_new` positions sees: bool (num_new, length)."""
+    keys = torch.arange(length, device=device)
+    queries = keys[length - num_new :, None]
+    visible = keys <= queries
+    return visible if window is None else visible & (keys > queries - window)
+
+
+AttentionInterface.register(ATTENTION, packed_attention)

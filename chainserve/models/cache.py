@@ -1,0 +1,208 @@
+"""Keys and values of the sessions a server holds, within a fixed budget of tokens.
+
+A session reserves room for the longest it may grow to when it opens, so that it never runs out half way. Memory is
+taken block by block at first use, as one buffer per lane that never moves: what attention reads are views of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from chainserve.errors import CacheFullError, StepError
+from chainserve.models.attention import Ragged, split_packed
+from chainserve.protocol.messages import Step
+from chainserve.types import SessionId, Span
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One sequence: how many tokens it has cached, and per block keys and values (1, kv_heads, max_tokens, dim)."""
+
+    length: int = 0
+    slots: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def copy_from(self, other: "_Lane") -> None:
+        self.length = other.length
+        for block, (keys, values) in other.slots.items():
+            if block not in self.slots:
+                self.slots[block] = (torch.empty_like(keys), torch.empty_like(values))
+            for into, source in zip(self.slots[block], (keys, values), strict=True):
+                into[:, :, : other.length] = source[:, :, : other.length]
+
+
+@dataclass(slots=True)
+class _Reservation:
+    """What a session holds."""
+
+    span: Span
+    max_tokens: int
+    lanes: list[_Lane]
+
+    @property
+    def cost(self) -> int:
+        """What counts against the budget: tokens times blocks."""
+        return len(self.lanes) * self.max_tokens * len(self.span)
+
+
+class KVCache:
+    """Room for `budget_tokens` tokens in every block of `span`; a session that runs fewer blocks costs less."""
+
+    def __init__(self, span: Span, *, budget_tokens: int) -> None:
+        self.span = span
+        self.budget_tokens = budget_tokens
+        self._free = budget_tokens * len(span)  # in tokens times blocks
+        self._sessions: dict[SessionId, _Reservation] = {}
+
+    @property
+    def free_tokens(self) -> int:
+        """Tokens that sessions over the whole span could still reserve."""
+        return self._free // len(self.span)
+
+    def reserve(self, session: SessionId, span: Span, *, num_lanes: int, max_tokens: int) -> None:
+        """Keep room for `num_lanes` sequences of up to `max_tokens` tokens through the blocks of `span`.
+
+        CacheFullError if there is not enough; StepError if the session has a reservation, or asks for blocks that
+        are not here or for no room at all.
+        """
+        if session in self._sessions:
+            raise StepError(session, "has reserved its cache already")
+        if not self.span.covers(span):
+            raise StepError(session, f"asks for blocks {span}, this cache serves {self.span}")
+        if num_lanes < 1 or max_tokens < 1:
+            raise StepError(session, f"asks for {num_lanes} lanes of {max_tokens} tokens")
+        reservation = _Reservation(span, max_tokens, [_Lane() for _ in range(num_lanes)])
+        if reservation.cost > self._free:
+            raise CacheFullError(-(-reservation.cost // len(self.span)), free_tokens=self.free_tokens)
+        self._free -= reservation.cost
+        self._sessions[session] = reservation
+
+    def release(self, session: SessionId) -> None:
+        """Free what the session holds; nothing happens if it holds nothing."""
+        if reservation := self._sessions.pop(session, None):
+            self._free += reservation.cost
+
+    def length(self, session: SessionId, lane: int) -> int:
+        """Tokens cached in a lane."""
+        return self._lane(session, lane).length
+
+    def truncate(self, session: SessionId, lane: int, length: int) -> None:
+        """Forget positions from `length` on; StepError if there are fewer."""
+        held = self._lane(session, lane)
+        if not 0 <= length <= held.length:
+            raise StepError(session, f"lane {lane} has {held.length} tokens, it cannot be cut to {length}")
+        held.length = length
+
+    @torch.inference_mode()
+    def reorder(self, session: SessionId, sources: Sequence[int]) -> None:
+        """Let lane i continue from what lane sources[i] has cached (beam search); a lane may be named often."""
+        reservation = self._reservation(session)
+        old = reservation.lanes
+        new = [self._lane(session, source) for source in sources]
+        if len(new) != len(old):
+            raise StepError(session, f"has {len(old)} lanes, a reordering names {len(new)}")
+        spare = [lane for lane in old if lane not in new]
+        for index, lane in enumerate(new):
+            if lane in new[:index]:  # the first to continue from a lane takes it over, the others copy it
+                new[index] = spare.pop()
+                new[index].copy_from(lane)
+        reservation.lanes = new
+
+    def begin(self, steps: Sequence[Step], span: Span) -> "PackedCache":
+        """Check `steps` through the blocks of `span` and make ready to run them as one packed batch.
+
+        Lanes are truncated to where their steps start. StepError, before anything changes, if a step does not
+        fit what its session has reserved and cached, or if two are for the same lane.
+        """
+        parts: dict[tuple[SessionId, int], _Part] = {}
+        for step in steps:
+            reservation = self._reservation(step.session)
+            lane = self._lane(step.session, step.lane)
+            end = step.start + step.num_tokens
+            if reservation.span != span:
+                raise StepError(step.session, f"has reserved blocks {reservation.span}, not {span}")
+            if (step.session, step.lane) in parts:
+                raise StepError(step.session, f"lane {step.lane} has two steps in one batch")
+            if step.num_tokens < 1 or not 0 <= step.start <= lane.length:
+                raise StepError(
+                    step.session,
+                    f"lane {step.lane} has {lane.length} tokens: no step goes from {step.start} to {end}",
+                )
+            if end > reservation.max_tokens:
+                raise StepError(
+                    step.session,
+                    f"lane {step.lane} may grow to {reservation.max_tokens} tokens, a step goes to {end}",
+                )
+            parts[step.session, step.lane] = _Part(lane, step.start, end, reservation.max_tokens)
+        for part in parts.values():
+            part.lane.length = part.start
+        return PackedCache(list(parts.values()))
+
+    def check(self) -> None:
+        """AssertionError unless free and reserved make up the budget and no lane exceeds what it reserved."""
+        reserved = sum(reservation.cost for reservation in self._sessions.values())
+        assert self._free + reserved == self.budget_tokens * len(self.span), (self._free, reserved)
+        for reservation in self._sessions.values():
+            for lane in reservation.lanes:
+                assert 0 <= lane.length <= reservation.max_tokens, lane.length
+                assert all(block in reservation.span for block in lane.slots), list(lane.slots)
+
+    def _reservation(self, session: SessionId) -> _Reservation:
+        try:
+            return self._sessions[session]
+        except KeyError:
+            raise StepError(session, "has no cache reserved here") from None
+
+    def _lane(self, session: SessionId, lane: int) -> _Lane:
+        lanes = self._reservation(session).lanes
+        if not 0 <= lane < len(lanes):
+            raise StepError(session, f"has lanes 0 to {len(lanes) - 1}, not {lane}")
+        return lanes[lane]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Positions [start, end) of one lane, within a packed batch."""
+
+    lane: _Lane
+    start: int
+    end: int
+    max_tokens: int
+
+
+class PackedCache:
+    """What the blocks see as their cache during one packed forward pass."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._parts = parts
+        self._num_new = [part.end - part.start for part in parts]
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_args: object, **_kwargs: object
+    ) -> tuple[Ragged, Ragged]:
+        """Store new keys and values (1, kv_heads, total, dim) of one block; give back all that its lanes hold."""
+        all_keys, all_values = [], []
+        pieces = zip(split_packed(keys, self._num_new), split_packed(values, self._num_new), strict=True)
+        for part, (k, v) in zip(self._parts, pieces, strict=True):
+            if (slot := part.lane.slots.get(layer_idx)) is None:
+                slot = part.lane.slots[layer_idx] = (_room(k, part.max_tokens), _room(v, part.max_tokens))
+            slot[0].narrow(2, part.start, k.shape[2]).copy_(k)
+            slot[1].narrow(2, part.start, v.shape[2]).copy_(v)
+            all_keys.append(slot[0].narrow(2, 0, part.end))
+            all_values.append(slot[1].narrow(2, 0, part.end))
+        return Ragged(all_keys, self._num_new), Ragged(all_values, self._num_new)
+
+    def get_seq_length(self, _layer_idx: int = 0) -> int:
+        """Asked by families that would number positions themselves; we always give them the positions."""
+        return 0
+
+    def commit(self) -> None:
+        """The pass is complete: the lanes now hold its tokens."""
+        for part in self._parts:
+            part.lane.length = part.end
+
+
+def _room(new: Tensor, max_tokens: int) -> Tensor:
+    """An uninitialized buffer (1, kv_heads, max_tokens, dim) for what looks like `new`."""
+    return new.new_empty(1, new.shape[1], max_tokens, new.shape[3])

@@ -1,0 +1,147 @@
+"""A folder with config.json and a tokenizer, and the safetensors files that belong to it."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from chainserve.errors import ModelNotFoundError, UnsupportedModelError, WeightsError
+from chainserve.models.headers import LENGTH_BYTES, parse_header, read_header
+from chainserve.models.source import TensorInfo, Traffic, digest_of, read_tensor
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+class Shards(Protocol):
+    """The safetensors files of one model, wherever they are."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    @property
+    def traffic(self) -> Traffic:
+        """Counts up as bytes move."""
+
+    def fetch(self, infos: Iterable[TensorInfo], *, progress: bool) -> None:
+        """Bring these tensors to this disk."""
+
+    def locate(self, info: TensorInfo) -> tuple[Path, int]:
+        """File on this disk, and where in it the tensor begins; it has been fetched."""
+
+
+class SafetensorsSource:
+    """A `ModelSource` over a folder and its shards."""
+
+    def __init__(self, name: str, folder: Path, shards: Shards) -> None:
+        self.name = name
+        self.config = read_config(name, folder)
+        self.num_blocks: int = self.config.num_hidden_layers
+        self.tensors = shards.tensors
+        self.digest = digest_of(
+            json.loads((folder / "config.json").read_text()),
+            ((info.name, str(info.dtype), info.shape) for info in self.tensors.values()),
+        )
+        self._folder = folder
+        self._shards = shards
+
+    def fetch(self, names: Collection[str], *, progress: bool = False) -> None:
+        self._shards.fetch((self.tensors[name] for name in names), progress=progress)
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        info = self.tensors[name]
+        path, offset = self._shards.locate(info)
+        tensor = read_tensor(path, offset, info, dtype=dtype)
+        self._shards.traffic.read += info.nbytes
+        return tensor
+
+    def take_traffic(self) -> Traffic:
+        traffic = self._shards.traffic
+        taken = Traffic(read=traffic.read, downloaded=traffic.downloaded)
+        traffic.read = traffic.downloaded = 0
+        return taken
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._folder)
+        except (OSError, ValueError) as error:
+            raise ModelNotFoundError(f"{self.name} has no tokenizer that loads: {first_line(error)}") from error
+        return tokenizer
+
+    def generation_config(self) -> GenerationConfig | None:
+        if not (self._folder / "generation_config.json").is_file():
+            return None
+        return GenerationConfig.from_pretrained(self._folder)
+
+
+class LocalShards:
+    """Safetensors files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.traffic = Traffic()
+        self._folder = folder
+        self.tensors = {info.name: info for file in shard_files(folder) for info in self._read_header(file)}
+
+    def fetch(self, infos: Iterable[TensorInfo], *, progress: bool) -> None:
+        """Nothing to do: they are here."""
+
+    def locate(self, info: TensorInfo) -> tuple[Path, int]:
+        return self._folder / info.file, info.offset
+
+    def _read_header(self, file: str) -> list[TensorInfo]:
+        path = self._folder / file
+        if not path.is_file():
+            raise ModelNotFoundError(f"{self._folder} lacks {file}: only models saved as safetensors can be read")
+        header = read_header(path)
+        self.traffic.read += LENGTH_BYTES + len(header)
+        return parse_header(header, file=file, file_bytes=path.stat().st_size)
+
+
+def open_folder(folder: Path) -> SafetensorsSource:
+    """A model saved in a local folder; ModelNotFoundError if it is not complete."""
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"{folder} holds no config.json: give the folder of a model in the format of transformers"
+        )
+    return SafetensorsSource(str(folder.resolve()), folder, LocalShards(folder))
+
+
+def shard_files(folder: Path) -> list[str]:
+    """Names of a model's safetensors files, from its index if there is one."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return [SINGLE_FILE]
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index} is damaged ({error!r}): get the file again") from error
+    if any(not isinstance(file, str) or Path(file).name != file for file in files):
+        raise WeightsError(f"{index} names files outside its folder: it is damaged or malicious")
+    return files
+
+
+def read_config(name: str, folder: Path) -> PretrainedConfig:
+    """Config of the text decoder in `folder`; UnsupportedModelError if transformers does not know the family."""
+    try:
+        whole = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise UnsupportedModelError(f"{name}: its config.json does not load: {first_line(error)}") from error
+    config: PretrainedConfig = whole.get_text_config(decoder=True)
+    # Whether a model that also sees ties its embeddings is decided by its config as a whole.
+    config.tie_word_embeddings = getattr(whole, "tie_word_embeddings", config.tie_word_embeddings)
+    method = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
+    if method:
+        raise UnsupportedModelError(
+            f"{name} is quantized ({method.get('quant_method', 'unknown method')}): "
+            f"use the unquantized model, or a GGUF file"
+        )
+    return config
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, cut to one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,98 @@
+"""Fill a skeleton with its weights, reading only the tensors it needs and holding one of them at a time."""
+
+import ctypes
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from chainserve.errors import WeightsError
+from chainserve.models.conversion import plan_loading, tied_pairs, weight_dtypes
+from chainserve.models.source import ModelSource, progress_bar
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What loading took; headers count as read with the first load from a source."""
+
+    bytes_read: int
+    bytes_downloaded: int
+    bytes_of_blocks: int
+    """As stored in the checkpoint."""
+    num_tensors: int
+    seconds: float
+
+
+def load_weights(
+    model: PreTrainedModel,
+    source: ModelSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: bool = True,
+) -> LoadReport:
+    """Fill the parameters of `model` that are on the meta device, and its persistent buffers, from `source`.
+
+    Floating-point weights become `dtype` (float32 where the family insists on it), everything moves to `device`,
+    tied weights share one tensor. WeightsError, naming the tensors, if some are missing or have another shape.
+    """
+    began = time.perf_counter()
+    groups = plan_loading(model, source.tensors)
+    names = [name for group in groups for name, _ in group.sources]
+    num_bytes = sum(source.tensors[name].nbytes for name in names)
+    dtypes = weight_dtypes(model, dtype)
+    source.fetch(names, progress=progress)
+    with torch.no_grad(), progress_bar(num_bytes, doing="Loading", progress=progress) as bar:
+        for group in groups:
+            for name, pattern in group.sources:
+                group.transform.add_tensor(group.target, name, pattern, source.read(name, dtypes[group.target]))
+                bar.update(source.tensors[name].nbytes)
+            try:
+                made = group.transform.convert(group.target, model=model, config=model.config)
+            except (RuntimeError, ValueError) as error:
+                raise WeightsError(f"the tensors of {group.target} do not fit together: {error}") from error
+            for name, value in made.items():
+                _assign(model, name, value[0] if isinstance(value, list) else value, device=device)
+            if len(group.sources) > 1:
+                _return_freed_memory()
+    for name, twin in tied_pairs(model).items():
+        _assign(model, name, model.get_parameter(twin), device=device)
+    nn.Module.to(model, device)
+    traffic = source.take_traffic()
+    return LoadReport(
+        bytes_read=traffic.read,
+        bytes_downloaded=traffic.downloaded,
+        bytes_of_blocks=num_bytes,
+        num_tensors=len(names),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def memory_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """Memory the weights of a skeleton will take once loaded as `dtype`; tied weights count once."""
+    dtypes = weight_dtypes(model, dtype)
+    twins = tied_pairs(model)
+    return sum(
+        tensor.numel() * dtypes[name].itemsize for name, tensor in model.state_dict().items() if name not in twins
+    )
+
+
+def _return_freed_memory() -> None:
+    """Give back to the system what conversions have freed, which glibc keeps if the pieces were below 32 MB."""
+    trim = getattr(ctypes.pythonapi, "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
+def _assign(model: PreTrainedModel, name: str, value: Tensor, *, device: torch.device) -> None:
+    """Put `value` in the place of the parameter or buffer `name`."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    shape = getattr(module, leaf).shape
+    if value.shape != shape:
+        raise WeightsError(f"{name} has shape {tuple(value.shape)} in the checkpoint, {tuple(shape)} by its config")
+    if leaf in module._parameters and not isinstance(value, nn.Parameter):
+        value = nn.Parameter(value.to(device), requires_grad=False)
+    setattr(module, leaf, value.to(device) if leaf in module._buffers else value)

@@ -1,0 +1,64 @@
+"""Run a server's blocks over packed batches of many sessions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from chainserve.errors import FrameError
+from chainserve.models.cache import KVCache
+from chainserve.models.skeleton import blocks_of, final_norm, with_skips
+from chainserve.protocol.messages import Step
+from chainserve.types import Span
+
+
+class Runner:
+    """The blocks of one server, with the cache of its sessions. Call it from one thread only."""
+
+    def __init__(self, model: PreTrainedModel, span: Span, cache: KVCache) -> None:
+        """`model` is a loaded skeleton with the blocks of `span` and without a head."""
+        self._base = model.base_model
+        assert isinstance(getattr(self._base, final_norm(self._base)), nn.Identity), "built with a head"
+        self._hidden_size = model.config.hidden_size
+        self._blocks = {span: blocks_of(self._base)}
+        self.span = span
+        self.cache = cache
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the hidden states that `forward` takes."""
+        return next(self._base.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._base.parameters()).device
+
+    @torch.inference_mode()
+    def forward(self, hidden: Tensor, steps: Sequence[Step], span: Span) -> Tensor:
+        """Run the blocks of `span`, which may be fewer than the hosted ones: (total, hidden) to (total, hidden).
+
+        `hidden` holds the tokens of all steps one after another: decode steps and prefill chunks alike. StepError,
+        before anything changes, if a step does not fit what its session reserved and cached; FrameError if the
+        steps do not add up to `hidden`.
+        """
+        total, width = sum(step.num_tokens for step in steps), self._hidden_size
+        if hidden.shape != (total, width):
+            raise FrameError(f"steps need hidden states of shape {(total, width)}, got {tuple(hidden.shape)}")
+        cache = self.cache.begin(steps, span)
+        positions = torch.cat([torch.arange(step.start, step.start + step.num_tokens) for step in steps])
+        self._base.layers = self._blocks_of(span)
+        output = self._base(
+            inputs_embeds=hidden.unsqueeze(0),
+            position_ids=positions.to(hidden.device).unsqueeze(0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.commit()
+        result: Tensor = output.last_hidden_state.squeeze(0)
+        return result
+
+    def _blocks_of(self, span: Span) -> nn.ModuleList:
+        if span not in self._blocks:
+            self._blocks[span] = with_skips(self._blocks[self.span], span)
+        return self._blocks[span]

@@ -1,0 +1,91 @@
+"""Build a model's modules without its weights, and without the blocks that others hold.
+
+What is left is still the family's own class, and its own `forward` drives it: rotary embeddings, layer types and
+windows stay whatever the family made them. Blocks keep their positions, since families index their config by them.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from chainserve.errors import SpanError, UnsupportedModelError
+from chainserve.models.attention import ATTENTION
+from chainserve.types import Span
+
+
+class Skip(nn.Module):
+    """Stands where a block is that others hold: returns the hidden states as they came."""
+
+    def forward(self, hidden_states: Tensor, *_args: object, **_kwargs: object) -> Tensor:
+        return hidden_states
+
+
+def build_skeleton(
+    config: PretrainedConfig, span: Span | None, *, embed: bool = False, head: bool = False
+) -> PreTrainedModel:
+    """The family's causal language model, holding the blocks of `span` and no weights.
+
+    Parameters are on the meta device, for the loader to fill; buffers that no checkpoint holds (rotary
+    frequencies, scale of the embedding) are computed, on the CPU. `embed` keeps the token embedding, `head` the
+    final norm and the head. Call `check_supported` first. SpanError if `span` is not within the model.
+    """
+    num_blocks = config.num_hidden_layers
+    if span is not None and span.end > num_blocks:
+        raise SpanError(f"blocks {span} are not in this model, which has blocks 0:{num_blocks}")
+    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=ATTENTION)
+    base = model.base_model
+    base.layers = with_skips(blocks_of(base), span)
+    if not embed:
+        model.set_input_embeddings(None)
+    if not head:
+        setattr(base, final_norm(base), nn.Identity())
+        model.set_output_embeddings(None)
+    for module in model.modules():  # checkpoints hold persistent buffers, so they are the loader's to fill
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                module._buffers[name] = buffer.to("meta")
+    return cast(PreTrainedModel, model.requires_grad_(False).eval())
+
+
+def blocks_of(base: nn.Module) -> nn.ModuleList:
+    """The list of blocks of a base model; UnsupportedModelError if it has none."""
+    blocks = getattr(base, "layers", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise UnsupportedModelError(f"{type(base).__name__} has no list of blocks to split")
+    return blocks
+
+
+def with_skips(blocks: nn.ModuleList, span: Span | None) -> nn.ModuleList:
+    """The same blocks, with those outside `span` skipped."""
+    skip = Skip()
+    return nn.ModuleList(block if span is not None and index in span else skip for index, block in enumerate(blocks))
+
+
+def final_norm(base: nn.Module) -> str:
+    """Name of the norm between the last block and the head; UnsupportedModelError if there is none we know."""
+    for name in ("norm", "final_layernorm", "final_layer_norm"):
+        if hasattr(base, name):
+            return name
+    raise UnsupportedModelError(f"{type(base).__name__} has no final norm where one is expected")
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Make uninitialized tensors, as large parameters are at first, take no memory.
+
+    `init_empty_weights` moves parameters to the meta device only once they are made, which for a block of a large
+    mixture of experts can be more than the machine has.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs = kwargs | {"device": "meta"}
+        return func(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""Decisions about chains: values in, values out."""

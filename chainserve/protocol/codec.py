@@ -1,0 +1,277 @@
+"""Frames: messages as bytes, and the checks that bytes must pass before they are a message.
+
+    prefix     8 bytes: magic, version, kind, bytes of header (little-endian)
+    header     a msgpack array, the message's fields in order
+    padding    zeros up to a multiple of 16 bytes
+    tensor     raw little-endian elements, for activations only
+
+Bytes from a peer are hostile until `decode` has passed them. It raises nothing but FrameError.
+"""
+
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+
+import msgpack
+
+from chainserve.errors import FrameError, SpanError
+from chainserve.protocol.messages import (
+    DTYPES,
+    Activations,
+    Beat,
+    Close,
+    Failed,
+    FailureCode,
+    Message,
+    Open,
+    Opened,
+    Reorder,
+    Step,
+    WireTensor,
+)
+from chainserve.types import Chain, Hop, PeerId, SessionId, Span
+
+VERSION = 1
+DETAIL_CHARS = 1000
+"""What went wrong is cut to this length: a long description must not keep a failure from arriving."""
+
+_MAGIC = b"cs"
+_PREFIX = Struct("<2sBBI")
+_ALIGNMENT = 16
+_ZEROS = bytes(_ALIGNMENT)
+_FAILURE_CODES = {str(code): code for code in FailureCode}
+
+_OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED = range(1, 7)
+_BEAT = 16  # kinds from here on are the links' own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The largest values a frame may hold."""
+
+    max_frame_bytes: int = 64 * 2**20
+    max_header_bytes: int = 256 * 2**10
+    max_steps: int = 4096
+    max_tokens: int = 65_536  # of all steps in one frame
+    max_hidden: int = 65_536
+    max_position: int = 2**24  # of a token in its session
+    max_blocks: int = 4096
+    max_hops: int = 256
+    max_lanes: int = 256
+    max_name_chars: int = 256  # peer ids, digests of models
+
+
+def encode(message: Message | Beat) -> bytes:
+    """The frame of `message`: one copy of its tensor."""
+    tensor: bytes | bytearray | memoryview = b""
+    fields: tuple[object, ...]
+    match message:
+        case Activations(steps, WireTensor(dtype, (_, hidden), tensor)):
+            assert memoryview(tensor).nbytes == sum(s.num_tokens for s in steps) * hidden * DTYPES[dtype]
+            packed = [(s.session, s.lane, s.start, s.num_tokens, s.num_outputs) for s in steps]
+            kind, fields = _ACTIVATIONS, (dtype, hidden, packed)
+        case Beat(sent_us, echo_us, held_us):
+            kind, fields = _BEAT, (sent_us, echo_us, held_us)
+        case Open(session, model, hops, position, client, num_lanes, max_tokens):
+            chain = [(hop.peer, hop.span.start, hop.span.end) for hop in hops]
+            kind, fields = _OPEN, (session, model, chain, position, client, num_lanes, max_tokens)
+        case Opened(session):
+            kind, fields = _OPENED, (session,)
+        case Reorder(session, sources):
+            kind, fields = _REORDER, (session, sources)
+        case Close(session):
+            kind, fields = _CLOSE, (session,)
+        case Failed(session, peer, code, detail):
+            kind, fields = _FAILED, (session, peer, code, detail[:DETAIL_CHARS])
+        case _:
+            raise TypeError(f"not a message: {message!r}")
+    header = msgpack.packb(fields, unicode_errors="replace")
+    padding = -(_PREFIX.size + len(header)) % _ALIGNMENT
+    return b"".join((_PREFIX.pack(_MAGIC, VERSION, kind, len(header)), header, _ZEROS[:padding], tensor))
+
+
+def decode(frame: bytes | memoryview, limits: Limits) -> Message | Beat:
+    """The message in `frame`, its tensor a view into `frame`; FrameError if any of it is not as it should be."""
+    if len(frame) > limits.max_frame_bytes:
+        raise FrameError(f"{len(frame)} bytes, at most {limits.max_frame_bytes} are taken", reason="too-large")
+    if len(frame) < _PREFIX.size:
+        raise FrameError(f"only {len(frame)} bytes", reason="truncated")
+    magic, version, kind, header_bytes = _PREFIX.unpack_from(frame)
+    if magic != _MAGIC:
+        raise FrameError(f"begins with {magic!r}, not {_MAGIC!r}", reason="foreign")
+    if version != VERSION:
+        raise FrameError(f"of version {version}, this is version {VERSION}: update the older", reason="version")
+    if kind not in _PARSERS:
+        raise FrameError(f"of unknown kind {kind}", reason="kind")
+    if header_bytes > limits.max_header_bytes:
+        raise FrameError(f"header of {header_bytes} bytes, at most {limits.max_header_bytes}", reason="too-large")
+    header_end = _PREFIX.size + header_bytes
+    tensor_start = header_end + -header_end % _ALIGNMENT
+    if len(frame) < tensor_start:
+        raise FrameError(f"{len(frame)} bytes, the header ends at {tensor_start}", reason="truncated")
+
+    view = memoryview(frame)
+    fields = _unpack(view[_PREFIX.size : header_end], limits)
+    try:
+        if view[header_end:tensor_start] != _ZEROS[: tensor_start - header_end]:
+            raise FrameError("padding is not zero", reason="header")
+        return _PARSERS[kind](fields, view[tensor_start:], limits)
+    except FrameError as error:
+        raise FrameError(str(error), reason=error.reason, sessions=_sessions_named_in(fields)) from None
+
+
+def _unpack(header: memoryview, limits: Limits) -> tuple[object, ...]:
+    try:
+        fields = msgpack.unpackb(
+            header,
+            use_list=False,
+            max_array_len=max(7, limits.max_steps, limits.max_hops, limits.max_lanes),
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except ValueError as error:  # what msgpack raises on any input it does not understand
+        raise FrameError(f"header is not msgpack: {reprlib.repr(str(error))}", reason="header") from None
+    if type(fields) is not tuple:
+        raise FrameError(f"header is {reprlib.repr(fields)}, not an array", reason="header")
+    return fields
+
+
+def _sessions_named_in(fields: tuple[object, ...]) -> tuple[bytes, ...]:
+    """The session ids in a header that may be wrong in every way."""
+    match fields:
+        case (str(), _, tuple() as steps):
+            named = [step[0] for step in steps if isinstance(step, tuple) and step]
+        case _:
+            named = list(fields[:1])
+    return tuple(dict.fromkeys(name for name in named if type(name) is bytes and len(name) == 16))
+
+
+def _parse_open(fields: tuple[object, ...], tensor: memoryview, limits: Limits) -> Open:
+    session, model, hops, position, client, num_lanes, max_tokens = _take(7, fields, tensor)
+    chain = tuple(_hop(hop, limits) for hop in _array(hops, "hops", limits.max_hops))
+    try:
+        Chain(chain)
+    except ValueError:
+        raise FrameError("the hops' blocks do not form a chain", reason="field") from None
+    return Open(
+        session=_session(session),
+        model=_name(model, "model", limits),
+        hops=chain,
+        position=_integer(position, "position", low=0, high=len(chain) - 1),
+        client=PeerId(_name(client, "client", limits)),
+        num_lanes=_integer(num_lanes, "num_lanes", low=1, high=limits.max_lanes),
+        max_tokens=_integer(max_tokens, "max_tokens", low=1, high=limits.max_position),
+    )
+
+
+def _parse_opened(fields: tuple[object, ...], tensor: memoryview, _: Limits) -> Opened:
+    (session,) = _take(1, fields, tensor)
+    return Opened(_session(session))
+
+
+def _parse_activations(fields: tuple[object, ...], tensor: memoryview, limits: Limits) -> Activations:
+    dtype, hidden, steps = _take(3, fields)
+    if type(dtype) is not str or dtype not in DTYPES:
+        raise FrameError(f"dtype is {reprlib.repr(dtype)}, not one of {', '.join(DTYPES)}", reason="tensor")
+    width = _integer(hidden, "hidden size", low=1, high=limits.max_hidden)
+    parsed = tuple(_step(step, limits) for step in _array(steps, "steps", limits.max_steps))
+    num_tokens = sum(step.num_tokens for step in parsed)
+    if num_tokens > limits.max_tokens:
+        raise FrameError(f"{num_tokens} tokens, at most {limits.max_tokens}", reason="too-large")
+    if num_tokens * width * DTYPES[dtype] != len(tensor):
+        raise FrameError(f"{num_tokens} x {width} {dtype} in {len(tensor)} bytes", reason="tensor")
+    return Activations(parsed, WireTensor(dtype, (num_tokens, width), tensor))
+
+
+def _parse_reorder(fields: tuple[object, ...], tensor: memoryview, limits: Limits) -> Reorder:
+    session, sources = _take(2, fields, tensor)
+    lanes = _array(sources, "sources", limits.max_lanes)
+    return Reorder(
+        _session(session), tuple(_integer(lane, "source", low=0, high=limits.max_lanes - 1) for lane in lanes)
+    )
+
+
+def _parse_close(fields: tuple[object, ...], tensor: memoryview, _: Limits) -> Close:
+    (session,) = _take(1, fields, tensor)
+    return Close(_session(session))
+
+
+def _parse_failed(fields: tuple[object, ...], tensor: memoryview, limits: Limits) -> Failed:
+    session, peer, code, detail = _take(4, fields, tensor)
+    if type(code) is not str or code not in _FAILURE_CODES:
+        raise FrameError(f"unknown failure code {reprlib.repr(code)}", reason="field")
+    if type(detail) is not str or len(detail) > DETAIL_CHARS:
+        raise FrameError(f"detail is {reprlib.repr(detail)}, want a short text", reason="field")
+    return Failed(_session(session), PeerId(_name(peer, "peer", limits)), _FAILURE_CODES[code], detail)
+
+
+def _parse_beat(fields: tuple[object, ...], tensor: memoryview, _: Limits) -> Beat:
+    sent, echo, held = (_integer(us, "time", low=0, high=2**63 - 1) for us in _take(3, fields, tensor))
+    return Beat(sent, echo, held)
+
+
+_PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Message | Beat]] = {
+    _OPEN: _parse_open,
+    _OPENED: _parse_opened,
+    _ACTIVATIONS: _parse_activations,
+    _REORDER: _parse_reorder,
+    _CLOSE: _parse_close,
+    _FAILED: _parse_failed,
+    _BEAT: _parse_beat,
+}
+
+
+def _take(count: int, fields: tuple[object, ...], tensor: memoryview | None = None) -> tuple[object, ...]:
+    """The fields, if there are `count` of them and no bytes follow; a message with a tensor leaves that out."""
+    if len(fields) != count:
+        raise FrameError(f"{len(fields)} fields, want {count}", reason="header")
+    if tensor:
+        raise FrameError(f"{len(tensor)} bytes after the message", reason="trailing")
+    return fields
+
+
+def _array(value: object, what: str, limit: int) -> tuple[object, ...]:
+    if type(value) is not tuple or not 1 <= len(value) <= limit:
+        raise FrameError(f"{what} is {reprlib.repr(value)}, want 1 to {limit} of them", reason="field")
+    return value
+
+
+def _integer(value: object, what: str, *, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:  # a bool is not an integer here
+        raise FrameError(f"{what} is {reprlib.repr(value)}, want {low} to {high}", reason="field")
+    return value
+
+
+def _name(value: object, what: str, limits: Limits) -> str:
+    if type(value) is not str or not 1 <= len(value) <= limits.max_name_chars or not value.isprintable():
+        raise FrameError(f"{what} is {reprlib.repr(value)}, want a short name", reason="field")
+    return value
+
+
+def _session(value: object) -> SessionId:
+    if type(value) is not bytes or len(value) != 16:
+        raise FrameError(f"session is {reprlib.repr(value)}, want 16 bytes", reason="field")
+    return SessionId(value)
+
+
+def _hop(value: object, limits: Limits) -> Hop:
+    peer, start, end = _take(3, _array(value, "hop", 3))
+    first = _integer(start, "start", low=0, high=limits.max_blocks)
+    last = _integer(end, "end", low=0, high=limits.max_blocks)
+    try:
+        return Hop(PeerId(_name(peer, "peer", limits)), Span(first, last))
+    except SpanError as error:
+        raise FrameError(str(error), reason="field") from None
+
+
+def _step(value: object, limits: Limits) -> Step:
+    session, lane, start, num_tokens, num_outputs = _take(5, _array(value, "step", 5))
+    count = _integer(num_tokens, "num_tokens", low=1, high=limits.max_tokens)
+    return Step(
+        session=_session(session),
+        lane=_integer(lane, "lane", low=0, high=limits.max_lanes - 1),
+        start=_integer(start, "start", low=0, high=limits.max_position - count),
+        num_tokens=count,
+        num_outputs=_integer(num_outputs, "num_outputs", low=0, high=count),
+    )

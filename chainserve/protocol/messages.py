@@ -1,0 +1,126 @@
+"""What peers say to each other once a link stands.
+
+A session runs over a chain of servers: the client sends to the head, every server to the next one, the tail
+back to the client. `Open`, `Activations`, `Reorder` and `Close` travel down the chain in that order of
+sending; `Opened` and outputs go from the tail to the client; `Failed` travels both ways from where the
+fault was seen.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from chainserve.types import Hop, PeerId, SessionId
+
+DTYPES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Element types that activations may have on the wire, with bytes per element."""
+
+
+@dataclass(frozen=True, slots=True)
+class WireTensor:
+    """A dense row-major tensor: element type, shape, raw little-endian bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Reserve cache for a session at every hop of its chain.
+
+    `position` is the index in `hops` of the server this message is for. Each of `num_lanes` sequences may grow
+    to `max_tokens` tokens. `model` is the digest of the model the session is for.
+    """
+
+    session: SessionId
+    model: str
+    hops: tuple[Hop, ...]
+    position: int
+    client: PeerId
+    num_lanes: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Every hop has reserved its cache; sent by the tail to the client."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Consecutive tokens of one lane: positions [start, start + num_tokens).
+
+    Cached positions at or after `start` are forgotten first, so a step can rewind its lane. Of its outputs the
+    last `num_outputs` leave the tail.
+    """
+
+    session: SessionId
+    lane: int
+    start: int
+    num_tokens: int
+    num_outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Hidden states (sum of num_tokens, hidden) of one or more steps, packed without padding.
+
+    From the tail to the client: outputs, with `start` and `num_tokens` saying which positions they belong to.
+    """
+
+    steps: tuple[Step, ...]
+    tensor: WireTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Reorder:
+    """Lane i continues from what lane sources[i] has cached (beam search)."""
+
+    session: SessionId
+    sources: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The client is done; every hop frees the session's cache."""
+
+    session: SessionId
+
+
+class FailureCode(StrEnum):
+    """Why a session was refused or ended."""
+
+    CACHE_FULL = "cache-full"
+    NOT_SERVING = "not-serving"  # loading still, or leaving
+    NOT_HELD = "not-held"  # other model or blocks than asked for
+    PEER_LOST = "peer-lost"
+    BAD_MESSAGE = "bad-message"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The session is over. `peer` is the server at fault or that refused, as seen by the sender."""
+
+    session: SessionId
+    peer: PeerId
+    code: FailureCode
+    detail: str
+
+
+Message = Open | Opened | Activations | Reorder | Close | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The link lives. Sent and taken by the links themselves, in microseconds of each end's own clock.
+
+    `echo_us` is the `sent_us` of the last beat from the other end and `held_us` how long ago it came, so that the
+    other end learns the round trip without an answer of its own to each beat. Both are 0 before the first.
+    """
+
+    sent_us: int
+    echo_us: int
+    held_us: int

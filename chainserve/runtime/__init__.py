@@ -1,0 +1,1 @@
+"""What a running process needs: tasks that do not outlive their scope, and counters."""

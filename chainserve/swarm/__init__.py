@@ -1,0 +1,1 @@
+"""Who is in the swarm and what each server holds: identity, token, records, view."""

@@ -1,0 +1,192 @@
+"""The one record a server publishes, and the seal that lets only members of the swarm make and read it.
+
+A sealed record is msgpack [body, public key, signature]; its body is [expiry, payload]; the payload is a map of
+the fields below. The signature is over an HMAC of the body with the swarm's secret: without the secret nobody
+can make or accept a record, without the private key nobody can make one for its peer. The seal can be checked
+by peers of another version, who store records that they cannot read.
+"""
+
+import dataclasses
+import hmac
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import msgpack
+
+from chainserve.errors import RecordError, SpanError
+from chainserve.swarm.identity import Identity, peer_id_of, verify
+from chainserve.types import PeerId, Span
+
+SCHEMA = 1
+MAX_RECORD_BYTES = 16 * 1024
+MAX_LEASE_S = 3600.0  # a record that claims to live longer comes from a wrong clock
+MAX_BLOCKS = 10_000
+MAX_TOKENS = 10**12
+MAX_TEXT_CHARS = 512
+MAX_ADDRESSES = 32
+
+T = TypeVar("T")
+
+_DOMAIN = b"chainserve record 1\0"
+
+
+class ServerState(StrEnum):
+    """Where a server is in its life."""
+
+    JOINING = "joining"
+    LOADING = "loading"
+    ONLINE = "online"
+    DRAINING = "draining"
+    OFFLINE = "offline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """What a server tells the swarm about itself."""
+
+    peer: PeerId
+    state: ServerState
+    model: str
+    """What `--model` was, for people; the digest says whether two servers hold the same model."""
+    model_digest: str
+    num_blocks: int
+    """Blocks of the whole model."""
+    span: Span
+    dtype: str
+    cache_tokens: int
+    """Tokens, over its whole span, that the server's cache holds in total."""
+    free_tokens: int
+    addresses: tuple[str, ...]
+    """Where links can be made: URLs for direct links, multiaddrs for relayed ones."""
+    version: str
+    """Of the software."""
+    started_at: float
+    """Unix seconds."""
+
+    def __post_init__(self) -> None:
+        for name in ("peer", "model", "model_digest", "dtype", "version"):
+            _check_text(name, getattr(self, name))
+        for address in self.addresses:
+            _check_text("address", address)
+        if len(self.addresses) > MAX_ADDRESSES:
+            raise ValueError(f"{len(self.addresses)} addresses, at most {MAX_ADDRESSES}")
+        if not 0 < self.num_blocks <= MAX_BLOCKS:
+            raise ValueError(f"a model of {self.num_blocks} blocks")
+        if self.span.end > self.num_blocks:
+            raise ValueError(f"blocks {self.span} of {self.num_blocks}")
+        if not 0 <= self.free_tokens <= self.cache_tokens <= MAX_TOKENS:
+            raise ValueError(f"{self.free_tokens} of {self.cache_tokens} cache tokens free")
+        if not (math.isfinite(self.started_at) and self.started_at >= 0):
+            raise ValueError(f"started at {self.started_at}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Bytes that a member of the swarm has signed, not yet looked into."""
+
+    peer: PeerId
+    expires_at: float
+    """Unix seconds."""
+    payload: bytes
+
+
+def seal(announcement: Announcement, identity: Identity, secret: bytes, *, expires_at: float) -> bytes:
+    """Pack and sign an announcement of `identity`'s own, to count until `expires_at` (unix seconds)."""
+    if announcement.peer != identity.peer_id:
+        raise ValueError(f"{identity.peer_id} cannot seal a record of {announcement.peer}")
+    fields = {field.name: getattr(announcement, field.name) for field in dataclasses.fields(announcement)}
+    del fields["peer"]  # follows from the public key
+    span, started_at = announcement.span, float(announcement.started_at)
+    fields |= {"schema": SCHEMA, "span": (span.start, span.end), "started_at": started_at}
+    body = msgpack.packb([float(expires_at), msgpack.packb(fields)])
+    data: bytes = msgpack.packb([body, identity.public_key, identity.sign(_to_sign(body, secret))])
+    if len(data) > MAX_RECORD_BYTES:
+        raise ValueError(f"a record of {len(data)} bytes, at most {MAX_RECORD_BYTES}: fewer or shorter addresses")
+    return data
+
+
+def unseal(data: bytes, secret: bytes) -> Sealed:
+    """Check a record's seal, not its time nor its fields; RecordError if it does not hold."""
+    if len(data) > MAX_RECORD_BYTES:
+        raise RecordError(f"record of {len(data)} bytes, at most {MAX_RECORD_BYTES}")
+    match _unpack(data):
+        case [bytes(body), bytes(public_key), bytes(signature)]:
+            pass
+        case _:
+            raise RecordError("record is not [body, public key, signature]")
+    if not verify(public_key, _to_sign(body, secret), signature):
+        raise RecordError("record is of another swarm, or not signed by its peer")
+    match _unpack(body):
+        case [float(expires_at), bytes(payload)] if math.isfinite(expires_at):
+            return Sealed(peer_id_of(public_key), expires_at, payload)
+        case _:
+            raise RecordError("record's body is not [expiry, payload]")
+
+
+def open_record(data: bytes, secret: bytes, *, now: float) -> Announcement:
+    """Check all of a record; RecordError if anything is wrong or it does not count at `now` (unix seconds)."""
+    sealed = unseal(data, secret)
+    if sealed.expires_at <= now:
+        raise RecordError(f"record expired {now - sealed.expires_at:.1f} s ago")
+    if sealed.expires_at > now + MAX_LEASE_S:
+        raise RecordError(f"record expires in {sealed.expires_at - now:.0f} s, at most {MAX_LEASE_S:.0f}")
+    fields = _unpack(sealed.payload)
+    if not isinstance(fields, dict):
+        raise RecordError("record's payload is not a map")
+    schema = _value(fields, "schema", int)
+    if schema != SCHEMA:
+        raise RecordError(f"record has schema {schema}, this version reads {SCHEMA}: upgrade the older peer")
+    try:
+        return _announcement(fields, sealed.peer)
+    except (ValueError, SpanError) as error:
+        raise RecordError(f"record's fields do not fit: {error}") from None
+
+
+def _announcement(fields: Mapping[str, Any], peer: PeerId) -> Announcement:
+    """The typed record; ValueError, SpanError or RecordError if a field does not fit. Other fields are ignored."""
+    span, addresses = _value(fields, "span", list), _value(fields, "addresses", list)
+    if len(span) != 2 or not all(type(block) is int for block in span):
+        raise RecordError("record's span is not [start, end]")
+    if not all(type(address) is str for address in addresses):
+        raise RecordError("record's addresses are not text")
+    return Announcement(
+        peer=peer,
+        state=ServerState(_value(fields, "state", str)),
+        model=_value(fields, "model", str),
+        model_digest=_value(fields, "model_digest", str),
+        num_blocks=_value(fields, "num_blocks", int),
+        span=Span(*span),
+        dtype=_value(fields, "dtype", str),
+        cache_tokens=_value(fields, "cache_tokens", int),
+        free_tokens=_value(fields, "free_tokens", int),
+        addresses=tuple(addresses),
+        version=_value(fields, "version", str),
+        started_at=_value(fields, "started_at", float),
+    )
+
+
+def _value(fields: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """A field of exactly this type (so True is no number); RecordError if it is missing or of another."""
+    value = fields.get(name)
+    if type(value) is not kind:
+        raise RecordError(f"record's {name} is {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def _check_text(name: str, text: str) -> None:
+    if not (0 < len(text) <= MAX_TEXT_CHARS and text.isprintable()):
+        raise ValueError(f"{name} {text[:80]!r} is not 1 to {MAX_TEXT_CHARS} printable characters")
+
+
+def _to_sign(payload: bytes, secret: bytes) -> bytes:
+    return _DOMAIN + hmac.digest(secret, _DOMAIN + payload, "sha256")
+
+
+def _unpack(data: bytes) -> object:
+    try:
+        return msgpack.unpackb(data)
+    except ValueError as error:
+        raise RecordError(f"record is not msgpack: {error}") from None

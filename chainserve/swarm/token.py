@@ -1,0 +1,141 @@
+"""Join tokens: all that a peer needs to find a swarm and to be let in."""
+
+import base64
+import binascii
+import hashlib
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import msgpack
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from chainserve.errors import TokenError
+from chainserve.swarm.identity import Identity
+
+PREFIX = "chainserve1."
+SECRET_BYTES = 32
+MAX_TOKEN_CHARS = 4096
+MAX_NAME_CHARS = 64
+MAX_BOOTSTRAP = 16
+MAX_ADDRESS_CHARS = 256
+
+_CHECKSUM_BYTES = 4
+_MULTIADDR = re.compile(r"(/[\w.:%-]+)+/p2p/[1-9A-HJ-NP-Za-km-z]{40,64}", re.ASCII)
+_ASK = "ask a member of the swarm for a new token"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """Where a swarm is and what lets one in. Whoever has it is a member."""
+
+    swarm: str
+    secret: bytes = field(repr=False)
+    bootstrap: tuple[str, ...]
+    """Multiaddrs of peers to join through, each ending in /p2p/ID."""
+    expires_at: float | None = None
+    """Unix seconds."""
+
+    def __post_init__(self) -> None:
+        if not (0 < len(self.swarm) <= MAX_NAME_CHARS and self.swarm.isprintable()):
+            raise TokenError(f"not a name for a swarm: {self.swarm!r} (1 to {MAX_NAME_CHARS} printable characters)")
+        if len(self.secret) != SECRET_BYTES:
+            raise TokenError(f"a swarm's secret has {SECRET_BYTES} bytes, not {len(self.secret)}")
+        if not 0 < len(self.bootstrap) <= MAX_BOOTSTRAP:
+            raise TokenError(f"a join token holds 1 to {MAX_BOOTSTRAP} addresses, not {len(self.bootstrap)}")
+        for address in self.bootstrap:
+            if len(address) > MAX_ADDRESS_CHARS or not _MULTIADDR.fullmatch(address):
+                raise TokenError(f"not the address of a peer: {address!r} (want /ip4/HOST/tcp/PORT/p2p/ID)")
+        if self.expires_at is not None and not (math.isfinite(self.expires_at) and self.expires_at > 0):
+            raise TokenError(f"not a time for a token to expire: {self.expires_at}")
+
+    def encode(self) -> str:
+        """The token as text to hand over: one word."""
+        fields = {
+            "swarm": self.swarm,
+            "secret": self.secret,
+            "bootstrap": self.bootstrap,
+            "expires_at": None if self.expires_at is None else float(self.expires_at),
+        }
+        payload = msgpack.packb(fields)
+        return PREFIX + base64.urlsafe_b64encode(payload + _checksum(payload)).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str, *, now: float) -> Self:
+        """Read a token; TokenError if it is malformed, not ours, or expired at `now` (unix seconds)."""
+        word = "".join(text.split())  # terminals break long lines
+        if not word.startswith(PREFIX):
+            raise TokenError(_foreign(word))
+        if len(word) > MAX_TOKEN_CHARS:
+            raise TokenError(f"the join token has {len(word)} characters, at most {MAX_TOKEN_CHARS} are read: {_ASK}")
+        token = cls._from_fields(_unpack(word.removeprefix(PREFIX)))
+        if token.expires_at is not None and token.expires_at <= now:
+            when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(token.expires_at))
+            raise TokenError(f"the join token of swarm {token.swarm!r} expired on {when}: {_ASK}")
+        return token
+
+    @classmethod
+    def _from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        swarm, secret, bootstrap = fields.get("swarm"), fields.get("secret"), fields.get("bootstrap")
+        expires_at = fields.get("expires_at")
+        if not (
+            isinstance(swarm, str)
+            and isinstance(secret, bytes)
+            and isinstance(bootstrap, list)
+            and all(isinstance(address, str) for address in bootstrap)
+            and isinstance(expires_at, float | None)
+        ):
+            raise TokenError(f"the join token lacks fields or has some of the wrong type: {_ASK}")
+        return cls(swarm, secret, tuple(bootstrap), expires_at)
+
+
+def swarm_secret(identity: Identity, name: str) -> bytes:
+    """The secret of the swarm that `identity` starts under `name`: the same after every restart."""
+    derive = HKDF(algorithm=hashes.SHA256(), length=SECRET_BYTES, salt=None, info=b"chainserve swarm " + name.encode())
+    return derive.derive(identity.private_der())
+
+
+def _unpack(body: str) -> Mapping[str, Any]:
+    """The fields in a token's body; TokenError if characters are missing or wrong."""
+    try:
+        data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    payload, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if not payload or checksum != _checksum(payload):
+        raise TokenError("the join token is incomplete or mistyped: copy the whole of it again")
+    try:
+        fields = msgpack.unpackb(payload)
+    except (ValueError, msgpack.UnpackException):
+        fields = None
+    if not isinstance(fields, dict):
+        raise TokenError(f"the join token holds no fields: {_ASK}")
+    return fields
+
+
+def _checksum(payload: bytes) -> bytes:
+    return hashlib.sha256(b"chainserve token" + payload).digest()[:_CHECKSUM_BYTES]
+
+
+def _foreign(word: str) -> str:
+    """Say what something that is not a token of ours seems to be."""
+    wanted = f"a join token begins with {PREFIX}"
+    if not word:
+        return f"the join token is empty: {wanted}"
+    if re.match(r"chainserve\d+\.", word):
+        return f"the join token is of another version of chainserve ({word.partition('.')[0]}): upgrade chainserve"
+    if _MULTIADDR.fullmatch(word) or word.startswith(("/ip4/", "/ip6/", "/dns")):
+        return f"this is a peer's address, not a join token: {wanted}; {_ASK}"
+    if "://" in word:
+        return f"this is a URL, not a join token: {wanted}; {_ASK}"
+    if word.startswith("hf_"):
+        return f"this is a Hugging Face access token, not a join token: {wanted}"
+    if re.fullmatch(r"eyJ[\w-]*(\.[\w-]*){2}", word):
+        return f"this is a JSON web token, not a join token: {wanted}"
+    if PREFIX.startswith(word) or PREFIX.rstrip(".") in word.lower():
+        return f"the join token is incomplete or mistyped: {wanted}"
+    return f"this is not a join token: {wanted}"

@@ -1,0 +1,38 @@
+"""One peer's immutable snapshot of the swarm."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from chainserve.swarm.records import Announcement, ServerState
+from chainserve.types import PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Servers whose records counted at `taken_at` (unix seconds)."""
+
+    servers: Mapping[PeerId, Announcement] = field(default_factory=lambda: MappingProxyType({}))
+    taken_at: float = 0.0
+
+    def online(self, model_digest: str) -> tuple[Announcement, ...]:
+        """Servers of this model that take sessions, by peer id."""
+        return tuple(
+            server
+            for server in self.servers.values()
+            if server.state is ServerState.ONLINE and server.model_digest == model_digest
+        )
+
+    def models(self) -> Mapping[str, tuple[Announcement, ...]]:
+        """Servers of any state by the digest of their model."""
+        models = defaultdict(list)
+        for server in self.servers.values():
+            models[server.model_digest].append(server)
+        return {digest: tuple(servers) for digest, servers in models.items()}
+
+
+def make_view(records: Iterable[Announcement], *, taken_at: float) -> View:
+    """The view of valid, unexpired records: the same one whatever their order. Servers that left are not in it."""
+    servers = {record.peer: record for record in records if record.state is not ServerState.OFFLINE}
+    return View(MappingProxyType(dict(sorted(servers.items()))), taken_at)

@@ -1,0 +1,1 @@
+"""Links between peers: one long-lived link per pair carries all sessions."""

@@ -1,0 +1,295 @@
+"""All links of one peer: one standing link to each other peer carries every session between the two.
+
+Frames become messages here, and what makes no sense is refused without ending the link. Beats on every link
+measure the round trip, keep the way warm and show within seconds that the other end has died or frozen.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from chainserve.errors import FrameError, LinkLostError
+from chainserve.protocol.codec import Limits, decode, encode
+from chainserve.protocol.messages import Activations, Beat, Message
+from chainserve.transport.interface import Link, Transport
+from chainserve.types import PeerId
+
+logger = logging.getLogger(__name__)
+
+NUM_ROUND_TRIPS = 16  # remembered per link
+RETRY_S = 300.0  # after this long on the second-best way, the best is tried again
+SILENT_TICKS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """When a link beats, and when it counts as lost."""
+
+    heartbeat_s: float = 1.0
+    keepalive_s: float = 0.1  # while activations flow: TCP slows down after a quarter of a second of silence
+    active_s: float = 1.0  # how long a link stays active after its last activations
+    timeout_s: float = 5.0  # without anything received
+    connect_s: float = 5.0  # for each way to a peer
+
+
+@dataclass(slots=True)
+class LinkCounters:
+    """What went through the links so far."""
+
+    frames_sent: int = 0
+    bytes_sent: int = 0
+    frames_received: int = 0
+    bytes_received: int = 0
+    links_made: int = 0
+    links_lost: int = 0
+    refused: Counter[str] = field(default_factory=Counter)  # frames, by FrameError.reason
+
+
+class Links:
+    """Connects, sends and receives. Handlers are plain functions, called from the task that reads the link.
+
+    `lookup` tells a peer's published addresses, none if it is not known. `transports` come in order of preference.
+    `on_lost` is called when a peer has no link any more, for whatever reason but our own `close`; `on_refused`
+    for each frame the codec refuses.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        transports: Sequence[Transport],
+        *,
+        lookup: Callable[[PeerId], Awaitable[Sequence[str]]],
+        on_message: Callable[[PeerId, Message], None],
+        on_lost: Callable[[PeerId, str], None],
+        on_refused: Callable[[PeerId, FrameError], None],
+        limits: Limits | None = None,
+        timing: Timing | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._me = me
+        self._transports = tuple(transports)
+        self._lookup = lookup
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._on_refused = on_refused
+        self._limits = limits or Limits()
+        self._timing = timing or Timing()
+        self._clock = clock
+        self._standing: dict[PeerId, list[_Standing]] = {}
+        self._attempts: dict[PeerId, asyncio.Task[None]] = {}
+        self._worked: dict[PeerId, tuple[Transport, float]] = {}  # the way that worked, until when to prefer it
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self.counters = LinkCounters()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where others can reach us, for our record."""
+        return tuple(address for transport in self._transports for address in transport.addresses)
+
+    async def listen(self) -> None:
+        """Accept links over every transport; AddressError if one cannot listen where it was told to."""
+        for transport in self._transports:
+            await transport.listen(self._accepted)
+
+    async def connect(self, peer: PeerId) -> None:
+        """Make a link to `peer` if none stands; LinkLostError if there is no way. Calls at once share one try."""
+        if peer in self._standing:
+            return
+        if peer == self._me or self._closed:
+            raise LinkLostError(peer, "this peer itself" if peer == self._me else "links are closed")
+        attempt = self._attempts.get(peer)
+        if attempt is None:
+            attempt = self._attempts[peer] = self._start(self._connect(peer))
+        try:
+            await asyncio.shield(attempt)  # whoever gives up leaves the try to the others
+        except asyncio.CancelledError:
+            if self._closed:
+                raise LinkLostError(peer, "links are closed") from None
+            raise
+
+    async def send(self, peer: PeerId, message: Message) -> None:
+        """Send over the standing link, waiting while it is full.
+
+        LinkLostError if none stands or it breaks; FrameError if the message is larger than peers take.
+        """
+        if peer not in self._standing:
+            raise LinkLostError(peer, "no link stands")
+        frame = encode(message)
+        if len(frame) > self._limits.max_frame_bytes:
+            raise FrameError(
+                f"{type(message).__name__} of {len(frame)} bytes, peers take {self._limits.max_frame_bytes}",
+                reason="too-large",
+            )
+        standing = self._standing[peer][0]  # always the same one, so that order holds
+        if isinstance(message, Activations):
+            standing.active_at = self._clock()
+        await self._send(standing, frame)
+
+    def kind(self, peer: PeerId) -> str | None:
+        """What carries the link to `peer`: 'direct', 'relayed', 'memory'; None if none stands."""
+        return self._standing[peer][0].link.kind if peer in self._standing else None
+
+    def round_trip_s(self, peer: PeerId) -> float | None:
+        """Seconds to `peer` and back: the least of the last beats, as waiting behind others is not distance."""
+        if peer not in self._standing:
+            return None
+        return min(self._standing[peer][0].round_trips_s, default=None)
+
+    async def close(self) -> None:
+        """Close all links and stop listening."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(transport.close() for transport in self._transports))
+
+    async def _connect(self, peer: PeerId) -> None:
+        try:
+            addresses = await self._lookup(peer)
+            self._stand(await self._dial(peer, addresses), dialled=True)
+        finally:
+            del self._attempts[peer]
+
+    async def _dial(self, peer: PeerId, addresses: Sequence[str]) -> Link:
+        """Try the ways to `peer`, the one that worked last first."""
+        ways = [transport for transport in self._transports if transport.can_reach(addresses)]
+        worked, until = self._worked.pop(peer, (None, 0.0))
+        if worked in ways and self._clock() < until:
+            ways.sort(key=lambda way: way is not worked)
+        reasons = []
+        for way in ways:
+            try:
+                async with asyncio.timeout(self._timing.connect_s):
+                    link = await way.connect(peer, addresses)
+            except LinkLostError as error:
+                reasons.append(error.reason)
+            except TimeoutError:
+                reasons.append(f"no answer within {self._timing.connect_s:g} s")
+            else:
+                self._worked[peer] = way, until if way is worked else self._clock() + RETRY_S
+                return link
+        raise LinkLostError(peer, "; ".join(reasons) or "it publishes no address we can use")
+
+    async def _accepted(self, link: Link) -> None:
+        if self._closed:
+            return
+        # A peer dials only when it has no link to us: what it dialled before is dead, though we have not noticed.
+        if any(not standing.dialled for standing in self._standing.get(link.peer, ())):
+            self._fall(link.peer, "the peer has made a new link")
+        await asyncio.wait([self._stand(link, dialled=False)])
+
+    def _stand(self, link: Link, *, dialled: bool) -> asyncio.Task[None]:
+        """Use a link from now on; returns the task that lives as long as the link."""
+        standing = _Standing(link, dialled, active_at=self._clock())
+        standing.task = self._start(self._keep(standing))
+        self._standing.setdefault(link.peer, []).append(standing)
+        self.counters.links_made += 1
+        logger.info("%s link with %s", link.kind, link.peer)
+        return standing.task
+
+    async def _keep(self, standing: "_Standing") -> None:
+        peer = standing.link.peer
+        reason = "this side failed"
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(standing))
+                tasks.create_task(self._beat(standing))
+                tasks.create_task(self._watch(standing))
+        except* LinkLostError as lost:
+            reason = "; ".join(sorted({error.reason for error in lost.exceptions if isinstance(error, LinkLostError)}))
+        finally:
+            if standing in self._standing.get(peer, ()):
+                self._fall(peer, reason)
+            await standing.link.close()
+
+    def _fall(self, peer: PeerId, reason: str) -> None:
+        """Give up every link to `peer`: with two of them, what was lost in one must not be missed in the other."""
+        for standing in self._standing.pop(peer):
+            self.counters.links_lost += 1
+            if standing.task is not asyncio.current_task():
+                standing.task.cancel()
+        if not self._closed:
+            logger.info("lost %s: %s", peer, reason)
+            self._on_lost(peer, reason)
+
+    async def _read(self, standing: "_Standing") -> None:
+        peer, receive = standing.link.peer, standing.link.receive
+        while True:
+            frame = await receive()
+            self.counters.frames_received += 1
+            self.counters.bytes_received += len(frame)
+            try:
+                message = decode(frame, self._limits)
+            except FrameError as error:
+                self.counters.refused[error.reason] += 1
+                logger.warning("refused a frame from %s: %s", peer, error)
+                self._on_refused(peer, error)
+                continue
+            if isinstance(message, Beat):
+                standing.take_beat(message, now_us=self._now_us())
+                continue
+            if isinstance(message, Activations):
+                standing.active_at = self._clock()
+            self._on_message(peer, message)
+
+    async def _beat(self, standing: "_Standing") -> None:
+        timing = self._timing
+        while True:
+            await self._send(standing, encode(standing.next_beat(now_us=self._now_us())))
+            active = self._clock() - standing.active_at < timing.active_s
+            await asyncio.sleep(min(timing.keepalive_s, timing.heartbeat_s) if active else timing.heartbeat_s)
+
+    async def _watch(self, standing: "_Standing") -> None:
+        # Silence counts in ticks of our own loop, so that a stall of ours is not taken for the other end's.
+        link, num_silent = standing.link, 0
+        while num_silent < SILENT_TICKS:
+            before = link.num_arrivals
+            await asyncio.sleep(self._timing.timeout_s / (SILENT_TICKS + 1))
+            num_silent = num_silent + 1 if link.num_arrivals == before else 0
+        raise LinkLostError(link.peer, f"silent for {self._timing.timeout_s:g} s")
+
+    async def _send(self, standing: "_Standing", frame: bytes) -> None:
+        await standing.link.send(frame)
+        self.counters.frames_sent += 1
+        self.counters.bytes_sent += len(frame)
+
+    def _now_us(self) -> int:
+        return int(self._clock() * 1e6)
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, LinkLostError):
+            logger.error("a link failed on this side", exc_info=error)
+
+
+@dataclass(slots=True, eq=False)
+class _Standing:
+    """A link in use, and what is known about it."""
+
+    link: Link
+    dialled: bool  # by us
+    active_at: float  # when it last carried activations, or was made
+    round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_ROUND_TRIPS))
+    echo_us: int = 0  # the last beat's `sent_us`, by the other end's clock
+    echo_taken_us: int = 0  # when it came, by ours
+    task: asyncio.Task[None] = field(init=False)
+
+    def next_beat(self, *, now_us: int) -> Beat:
+        return Beat(now_us, self.echo_us, now_us - self.echo_taken_us if self.echo_us else 0)
+
+    def take_beat(self, beat: Beat, *, now_us: int) -> None:
+        self.echo_us, self.echo_taken_us = beat.sent_us, now_us
+        round_trip_us = now_us - beat.echo_us - beat.held_us
+        if beat.echo_us and round_trip_us >= 0:
+            self.round_trips_s.append(round_trip_us / 1e6)

@@ -1,0 +1,119 @@
+"""`chainserve chat` and `chainserve generate`: a swarm from the terminal."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, cast
+
+from chainserve import __version__
+from chainserve.errors import ChainserveError
+from chainserve.runtime.cores import free_idle_cores
+from chainserve_client.parameters import GenerationOptions
+
+if TYPE_CHECKING:
+    from chainserve_client.client import AsyncClient
+    from chainserve_client.generation import Generation
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; errors users can do something about are one line and exit status 2."""
+    options = build_parser().parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    free_idle_cores()
+    try:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(chat(options) if options.command == "chat" else generate(options))
+    except ChainserveError as error:
+        print(f"chainserve: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, EOFError):
+        print(file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chainserve", description="Talk to a chainserve swarm.")
+    parser.add_argument("--version", action="version", version=f"chainserve {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    common.add_argument("--model", help="which of the swarm's models, or where this machine has it")
+    common.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="at most so many (256)")
+    common.add_argument("--temperature", type=float, help="0 takes the likeliest token")
+    common.add_argument("--top-p", type=float, metavar="P", help="only the likeliest that make up P")
+    common.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest")
+    common.add_argument("--seed", type=int, help="equal seeds draw equal tokens")
+    common.add_argument("--stop", action="append", metavar="TEXT", help="end before TEXT; may be repeated")
+    chat = commands.add_parser("chat", parents=[common], help="hold a conversation")
+    chat.add_argument("message", metavar="MESSAGE", nargs="?", help="ask this and exit")
+    chat.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    generate = commands.add_parser("generate", parents=[common], help="continue a text")
+    generate.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    return parser
+
+
+def generation_options(options: argparse.Namespace) -> GenerationOptions:
+    """Those that were given; the others keep the client's defaults."""
+    names = GenerationOptions.__annotations__
+    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    return cast(GenerationOptions, given)
+
+
+async def generate(options: argparse.Namespace) -> None:
+    """Continue one text."""
+    async with await connect(options) as client:
+        report(await show(client, client.encode(options.prompt), options))
+
+
+async def chat(options: argparse.Namespace) -> None:
+    """Answer one message, or converse until the end of input."""
+    async with await connect(options) as client:
+        messages = [{"role": "system", "content": options.system}] if options.system else []
+        while True:
+            if options.message is not None:
+                message = options.message
+            else:
+                message = await asyncio.to_thread(input, "> ")
+            messages.append({"role": "user", "content": message})
+            answer = await show(client, client.encode_chat(messages), options)
+            report(answer)
+            if options.message is not None:
+                return
+            messages.append({"role": "assistant", "content": answer.text})
+
+
+async def connect(options: argparse.Namespace) -> "AsyncClient":
+    from chainserve_client.client import AsyncClient
+    from chainserve_client.parameters import Parameters
+
+    Parameters.parse(generation_options(options))  # before anything slow
+    return await AsyncClient.connect(options.token, model=options.model, progress=True)
+
+
+async def show(client: "AsyncClient", prompt: list[int], options: argparse.Namespace) -> "Generation":
+    """Print an answer as it comes."""
+    stream = client.stream(prompt, **generation_options(options))
+    async with aclosing(stream):
+        async for piece in stream:
+            print(piece.text, end="", flush=True)
+    print()
+    return stream.result
+
+
+def report(answer: "Generation") -> None:
+    """Say how long the answer took and where it ran."""
+    print(
+        f"[{len(answer.tokens)} tokens, {answer.tokens_per_second:.1f} tokens/s, "
+        f"first after {answer.first_token_s:.2f} s, over {answer.chain}]",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

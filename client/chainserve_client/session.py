@@ -1,0 +1,94 @@
+"""An open session: hidden states in at the head, out at the tail."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import torch
+
+from chainserve.errors import SessionLostError, SessionRefusedError
+from chainserve.models.wire import from_wire, to_wire
+from chainserve.protocol.messages import Activations, Failed, FailureCode, Message
+from chainserve.protocol.session import ClientSession, Phase
+from chainserve.types import Chain
+
+CHUNK_TOKENS = 512
+"""Tokens per message of a long prompt: servers down the chain work on one while the next is on its way."""
+OPEN_TIMEOUT_S = 10.0
+STEP_TIMEOUT_S = 600.0
+"""Lost servers are noticed by their neighbours within seconds; this is for a chain that just never answers."""
+
+SendToHead = Callable[[Message], Awaitable[None]]
+
+
+class Session:
+    """Drives one `ClientSession` over the link to its head. Use one caller at a time."""
+
+    def __init__(self, state: ClientSession, *, send: SendToHead, on_close: Callable[[], None]) -> None:
+        self.state = state
+        self._send = send
+        self._on_close = on_close
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+
+    @property
+    def chain(self) -> Chain:
+        return self.state.chain
+
+    def deliver(self, message: Message) -> None:
+        """Take a message for this session from whichever link it came over."""
+        self._inbox.put_nowait(message)
+
+    async def open(self) -> None:
+        """Reserve cache at every hop; SessionRefusedError names the server that did not."""
+        await self._send(self.state.open())
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                while self.state.phase is Phase.OPENING:
+                    self.state.receive(await self._inbox.get())
+        except TimeoutError:
+            raise SessionRefusedError(self.chain.head, f"no answer within {OPEN_TIMEOUT_S:.0f} s") from None
+        if failure := self.state.failure:
+            raise SessionRefusedError(failure.peer, failure.detail)
+
+    async def step(
+        self, hidden: torch.Tensor, num_tokens: Sequence[int], num_outputs: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Continue every lane and return its outputs.
+
+        `hidden` (sum of num_tokens, hidden size) holds the lanes' tokens one lane after another; the result has
+        for each lane a tensor (num_outputs[lane], hidden size). SessionLostError if the chain broke.
+        """
+        for chunks in self.state.step(num_tokens, num_outputs, chunk_tokens=CHUNK_TOKENS):
+            first, last = chunks[0], chunks[-1]
+            rows = hidden[first.first : last.first + last.step.num_tokens]
+            await self._send(Activations(tuple(chunk.step for chunk in chunks), to_wire(rows)))
+        outputs: list[list[torch.Tensor]] = [[] for _ in num_tokens]
+        try:
+            async with asyncio.timeout(STEP_TIMEOUT_S):
+                while self.state.phase is Phase.STEPPING:
+                    for output in self.state.receive(await self._inbox.get()):
+                        rows = from_wire(output.tensor, dtype=hidden.dtype, device=hidden.device)
+                        outputs[output.lane].append(rows)
+        except TimeoutError:
+            late = Failed(self.state.id, self.chain.tail, FailureCode.PEER_LOST, "no output came")
+            self.state.receive(late)
+        self._raise_if_lost()
+        empty = hidden[:0]
+        return [torch.cat(parts) if parts else empty for parts in outputs]
+
+    async def reorder(self, sources: Sequence[int]) -> None:
+        """Let lane i continue from what lane sources[i] has cached."""
+        await self._send(self.state.reorder(sources))
+
+    async def close(self) -> None:
+        """Free the session's cache along the chain."""
+        message = self.state.close()
+        self._on_close()
+        if message is not None:
+            self.deliver(message)  # wakes a step that still waits
+            await self._send(message)
+
+    def _raise_if_lost(self) -> None:
+        if failure := self.state.failure:
+            raise SessionLostError(failure.peer, f"{failure.detail} ({failure.code})")
+        if self.state.phase is Phase.OVER:
+            raise SessionLostError(self.chain.head, "the session was closed here")

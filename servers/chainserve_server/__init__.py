@@ -1,0 +1,1 @@
+"""The block server: `chainserve-server`."""

@@ -1,0 +1,200 @@
+"""The batching loop: every iteration takes what is ready of all sessions and runs it in one packed forward.
+
+One thread owns the model. Between iterations the event loop owns the cache, so reserving and releasing need no
+locks.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+
+from chainserve.errors import StepError
+from chainserve.models.runner import Runner
+from chainserve.models.wire import from_wire, to_wire
+from chainserve.protocol.messages import Activations, FailureCode, Reorder, Step, WireTensor
+from chainserve.types import PeerId, SessionId, Span
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """A step that waits for its turn.
+
+    `hidden` has shape (step.num_tokens, hidden size). All outputs go on to `receiver`, or, from the tail, only
+    those the client asked for.
+    """
+
+    step: Step
+    span: Span
+    hidden: WireTensor
+    receiver: PeerId
+    is_tail: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one iteration runs: first the reorderings, then the steps in one packed forward."""
+
+    reorders: list[Reorder]
+    works: list[Work]
+
+    def __bool__(self) -> bool:
+        return bool(self.reorders or self.works)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an iteration gave: messages to pass on, and sessions that cannot go on."""
+
+    messages: list[tuple[PeerId, Activations]]
+    failures: list[tuple[SessionId, FailureCode, str]]
+
+
+Emit = Callable[[PeerId, Activations], None]
+Fail = Callable[[SessionId, FailureCode, str], None]
+
+
+class Engine:
+    """Runs the work of all sessions, in order within a session, batched across sessions."""
+
+    def __init__(self, runner: Runner, *, max_batch_tokens: int, emit: Emit, fail: Fail) -> None:
+        self.runner = runner
+        self._max_batch_tokens = max_batch_tokens
+        self._emit = emit
+        self._fail = fail
+        self._queues: dict[SessionId, deque[Work | Reorder]] = {}
+        self._released: list[SessionId] = []
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+
+    def add(self, item: Work | Reorder) -> None:
+        """Queue a step or a reordering behind what the session has queued already."""
+        session = item.session if isinstance(item, Reorder) else item.step.session
+        self._queues.setdefault(session, deque()).append(item)
+        self._wake.set()
+
+    def release(self, session: SessionId) -> None:
+        """Forget the session's work and free its cache before the next iteration."""
+        self._queues.pop(session, None)
+        self._released.append(session)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Iterate until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                self._wake.clear()
+                for session in self._released:
+                    self.runner.cache.release(session)
+                self._released.clear()
+                batch = self._take_batch()
+                if not batch:
+                    await self._wake.wait()
+                    continue
+                try:
+                    outcome = await loop.run_in_executor(self._thread, run_batch, self.runner, batch)
+                except RuntimeError as error:  # torch's own errors, out of memory among them
+                    logger.exception("an iteration failed")
+                    reason = f"{type(error).__name__}: {error}"[:200]
+                    sessions = {work.step.session for work in batch.works}
+                    outcome = Outcome([], [(session, FailureCode.INTERNAL, reason) for session in sessions])
+                for receiver, message in outcome.messages:
+                    self._emit(receiver, message)
+                for failure in outcome.failures:
+                    self._fail(*failure)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _take_batch(self) -> "Batch":
+        """Remove from the queues what the next iteration runs."""
+        reorders: list[Reorder] = []
+        for queue in self._queues.values():
+            while queue and isinstance(queue[0], Reorder):
+                reorders.append(queue[0])
+                queue.popleft()
+        works = choose_batch(self._queues, max_tokens=self._max_batch_tokens)
+        for work in works:
+            self._queues[work.step.session].remove(work)
+        self._queues = {session: queue for session, queue in self._queues.items() if queue}
+        return Batch(reorders, works)
+
+
+def leading_work(queue: Iterable[Work | Reorder]) -> list[Work]:
+    """The session's steps that can run now: up to a reordering, or a second step of the same lane."""
+    ready: dict[int, Work] = {}
+    for item in queue:
+        if isinstance(item, Reorder) or item.step.lane in ready:
+            break
+        ready[item.step.lane] = item
+    return list(ready.values())
+
+
+def choose_batch(queues: Mapping[SessionId, Iterable[Work | Reorder]], *, max_tokens: int) -> list[Work]:
+    """Choose what to run next: short steps first, so that decoding never waits behind long prompts.
+
+    At most `max_tokens` tokens, or one step if that alone is longer. Steps over the same blocks come together.
+    """
+    ready = sorted(
+        (work for queue in queues.values() for work in leading_work(queue)), key=lambda work: work.step.num_tokens
+    )
+    batch: list[Work] = []
+    num_tokens = 0
+    for work in ready:
+        num_tokens += work.step.num_tokens
+        if batch and num_tokens > max_tokens:
+            break
+        batch.append(work)
+    return sorted(batch, key=lambda work: (work.span, work.receiver))
+
+
+def run_batch(runner: Runner, batch: Batch) -> Outcome:
+    """Run `batch` in one forward per span; one message per receiver. Called in the compute thread."""
+    outcome = Outcome([], [])
+    for reorder in batch.reorders:
+        try:
+            runner.cache.reorder(reorder.session, reorder.sources)
+        except StepError as error:
+            outcome.failures.append((SessionId(error.session), FailureCode.BAD_MESSAGE, str(error)))
+    for span, same_span in groupby(batch.works, key=lambda work: work.span):
+        works = list(same_span)
+        while works:
+            try:
+                outcome.messages.extend(run_works(runner, works, span))
+                break
+            except StepError as error:  # raised before anything ran: go on without that session
+                outcome.failures.append((SessionId(error.session), FailureCode.BAD_MESSAGE, str(error)))
+                works = [work for work in works if work.step.session != error.session]
+    return outcome
+
+
+def run_works(runner: Runner, works: list[Work], span: Span) -> list[tuple[PeerId, Activations]]:
+    """One packed forward, and its outputs as one message per receiver; `works` come sorted by receiver."""
+    rows = [from_wire(work.hidden, dtype=runner.dtype, device=runner.device) for work in works]
+    hidden = rows[0] if len(rows) == 1 else torch.cat(rows)
+    outputs = runner.forward(hidden, [work.step for work in works], span)
+    parts = outputs.split([work.step.num_tokens for work in works])
+    messages = []
+    for receiver, pairs in groupby(zip(works, parts, strict=True), key=lambda pair: pair[0].receiver):
+        leaving = [outgoing(work, part) for work, part in pairs if not work.is_tail or work.step.num_outputs]
+        if leaving:
+            steps, tensors = zip(*leaving, strict=True)
+            packed = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+            messages.append((receiver, Activations(steps, to_wire(packed))))
+    return messages
+
+
+def outgoing(work: Work, rows: torch.Tensor) -> tuple[Step, torch.Tensor]:
+    """What of a step's outputs leaves this server: all of them, or from the tail the last ones asked for."""
+    step = work.step
+    if not work.is_tail or step.num_outputs == step.num_tokens:
+        return step, rows
+    start = step.start + step.num_tokens - step.num_outputs
+    return replace(step, start=start, num_tokens=step.num_outputs), rows[-step.num_outputs :]

@@ -1,0 +1,109 @@
+"""Several servers as child processes of this one, on loopback: for tests, benchmarks and first tries."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 10.0
+POLL_S = 0.05
+
+
+class ServerExitedError(Exception):
+    """A server ended before it was online; the message is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalServer:
+    """One server process and what it prints."""
+
+    blocks: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, text: str, *, timeout_s: float = START_TIMEOUT_S) -> str:
+        """Wait until the server has printed `text`; returns all it has printed."""
+        deadline = time.monotonic() + timeout_s
+        while text not in (output := self.output()):
+            if self.process.poll() is not None:
+                raise ServerExitedError(f"server of {self.blocks} exited with {self.process.returncode}:\n{output}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"server of {self.blocks} did not print {text!r} in {timeout_s:.0f} s:\n{output}")
+            time.sleep(POLL_S)
+        return output
+
+    @property
+    def peer(self) -> str:
+        """Its peer id, once it is online."""
+        return next(line.split()[1] for line in self.output().splitlines() if line.split()[:1] == ["peer"])
+
+
+class LocalSwarm:
+    """Servers of one model; the first one starts the swarm, the others join it.
+
+    Each server keeps its key and its output in `folder`. Leaving the `with` block stops them all.
+    """
+
+    def __init__(self, model: str, folder: Path, *, environment: Mapping[str, str] | None = None) -> None:
+        self.model = model
+        self.servers: list[LocalServer] = []
+        self._folder = folder
+        self._environment = {**os.environ, **(environment or {})}
+
+    @property
+    def token(self) -> str:
+        """What the first server printed for others to join."""
+        output = self.servers[0].wait_for("is online")
+        return next(line for line in output.splitlines() if line.startswith("chainserve1."))
+
+    def start(self, *spans: str, arguments: Sequence[str] = ()) -> list[LocalServer]:
+        """Start a server for each of `spans` ("0:10") and wait until all are online."""
+        first = [] if self.servers else [self.launch(spans[0], arguments)]
+        others = [self.launch(span, arguments) for span in spans[len(first) :]]
+        for server in (*first, *others):
+            server.wait_for("is online")
+        return [*first, *others]
+
+    def launch(self, span: str, arguments: Sequence[str] = ()) -> LocalServer:
+        """Start a server and do not wait, except for the token to join with."""
+        name = f"server-{len(self.servers)}"
+        command = [sys.executable, "-m", "chainserve_server.cli", "--model", self.model, "--blocks", span]
+        command += ["--identity", str(self._folder / f"{name}.key"), *arguments]
+        if self.servers:
+            command += ["--join", self.token]
+        log = self._folder / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=self._environment)
+        server = LocalServer(span, process, log)
+        self.servers.append(server)
+        return server
+
+    def close(self) -> None:
+        """Ask all servers to leave, and end those that do not."""
+        for server in self.servers:
+            server.process.send_signal(signal.SIGCONT)
+            server.process.send_signal(signal.SIGINT)
+        for server in self.servers:
+            try:
+                server.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                server.process.kill()
+                server.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,193 @@
+"""The sessions that run through this server: what each message does to them.
+
+    client -> head: Open, Activations, Reorder, Close -> next server -> ... -> tail -> client: Opened, outputs
+
+A session ends everywhere when it ends anywhere: whoever sees the fault tells both neighbours, and each passes it
+on. Nothing here waits: messages are posted, work is queued.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from chainserve.errors import CacheFullError, FrameError, StepError
+from chainserve.protocol.messages import (
+    Activations,
+    Close,
+    Failed,
+    FailureCode,
+    Message,
+    Open,
+    Opened,
+    Reorder,
+)
+from chainserve.protocol.session import rows_of
+from chainserve.types import PeerId, SessionId, Span
+from chainserve_server.engine import Engine, Work
+
+logger = logging.getLogger(__name__)
+
+Post = Callable[[PeerId, Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSession:
+    """One session as this server sees it."""
+
+    previous: PeerId  # who sends to us: the client or the server before
+    next: PeerId  # whom we send to: the server after, or the client
+    client: PeerId
+    span: Span
+    is_tail: bool
+    num_lanes: int
+    max_tokens: int
+
+
+class Sessions:
+    """The table of sessions, and the rules of what may happen to one."""
+
+    def __init__(self, me: PeerId, *, model: str, span: Span, hidden_size: int, engine: Engine, post: Post) -> None:
+        self._me = me
+        self._model = model
+        self._span = span
+        self._hidden_size = hidden_size
+        self._engine = engine
+        self._post = post
+        self._open: dict[SessionId, ServerSession] = {}
+        self.closed_because: str | None = "is loading its blocks"  # None: open for sessions
+        self.counts: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def handle(self, peer: PeerId, message: Message) -> None:
+        """Take a message from `peer`."""
+        if isinstance(message, Open):
+            self._handle_open(peer, message)
+        elif isinstance(message, Activations):
+            self._handle_activations(peer, message)
+        elif isinstance(message, Failed):
+            self._handle_failed(peer, message)
+        elif isinstance(message, Reorder | Close):
+            session = self._open.get(message.session)
+            if session is None or session.previous != peer:
+                self.counts["stray"] += 1
+            elif isinstance(message, Close):
+                self._forget(message.session)
+                if not session.is_tail:
+                    self._post(session.next, message)
+            else:
+                self._handle_reorder(session, message)
+        else:
+            self.counts["stray"] += 1
+
+    def fail(self, session_id: SessionId, code: FailureCode, detail: str, *, peer: PeerId | None = None) -> None:
+        """End a session and tell both neighbours; `peer` is who is at fault, if not we."""
+        session = self._open.get(session_id)
+        if session is None:
+            return
+        logger.warning("session %s ended: %s, %s", session_id.hex()[:8], code, detail)
+        self._forget(session_id)
+        self.counts[code] += 1
+        failed = Failed(session_id, peer or self._me, code, detail)
+        for neighbour in {session.previous, session.next} - {peer}:
+            self._post(neighbour, failed)
+
+    def lost(self, peer: PeerId, reason: str) -> None:
+        """End every session that ran over the link to `peer`."""
+        for session_id, session in list(self._open.items()):
+            if peer in (session.previous, session.next):
+                self.fail(session_id, FailureCode.PEER_LOST, f"link lost: {reason}", peer=peer)
+
+    def refused(self, peer: PeerId, error: FrameError) -> None:
+        """A frame of `peer` made no sense: end the sessions it was for, as far as they are the peer's own."""
+        for session_id in map(SessionId, error.sessions):
+            session = self._open.get(session_id)
+            if session is not None and peer in (session.previous, session.next):
+                self.fail(session_id, FailureCode.BAD_MESSAGE, str(error))
+
+    def end_all(self, code: FailureCode, detail: str) -> None:
+        """End what still runs, when this server leaves."""
+        for session_id in list(self._open):
+            self.fail(session_id, code, detail)
+
+    def _handle_open(self, peer: PeerId, message: Open) -> None:
+        hop = message.hops[message.position]
+        before = message.hops[message.position - 1].peer if message.position else message.client
+        refusal: tuple[FailureCode, str] | None = None
+        if message.session in self._open or before != peer or hop.peer != self._me:
+            refusal = FailureCode.BAD_MESSAGE, "this session is not for this server, or open already"
+        elif message.model != self._model:
+            refusal = FailureCode.NOT_HELD, f"holds another model ({self._model}, not {message.model})"
+        elif not self._span.covers(hop.span):
+            refusal = FailureCode.NOT_HELD, f"holds blocks {self._span}, not {hop.span}"
+        elif self.closed_because:
+            refusal = FailureCode.NOT_SERVING, self.closed_because
+        else:
+            try:
+                self._engine.runner.cache.reserve(
+                    message.session, hop.span, num_lanes=message.num_lanes, max_tokens=message.max_tokens
+                )
+            except CacheFullError as error:
+                refusal = FailureCode.CACHE_FULL, str(error)
+            except StepError as error:
+                refusal = FailureCode.BAD_MESSAGE, str(error)
+        if refusal:
+            self.counts[refusal[0]] += 1
+            self._post(peer, Failed(message.session, self._me, *refusal))
+            return
+        is_tail = message.position == len(message.hops) - 1
+        self._open[message.session] = ServerSession(
+            previous=peer,
+            next=message.client if is_tail else message.hops[message.position + 1].peer,
+            client=message.client,
+            span=hop.span,
+            is_tail=is_tail,
+            num_lanes=message.num_lanes,
+            max_tokens=message.max_tokens,
+        )
+        self.counts["opened"] += 1
+        if is_tail:
+            self._post(message.client, Opened(message.session))
+        else:
+            onward = replace(message, position=message.position + 1)
+            self._post(message.hops[onward.position].peer, onward)
+
+    def _handle_activations(self, peer: PeerId, message: Activations) -> None:
+        first = 0
+        for step in message.steps:
+            hidden = rows_of(message.tensor, first, step.num_tokens)
+            first += step.num_tokens
+            session = self._open.get(step.session)
+            if session is None or session.previous != peer:
+                self.counts["stray"] += 1  # still under way when the session ended
+            elif message.tensor.shape[1] != self._hidden_size:
+                width = f"hidden states of width {message.tensor.shape[1]}, this model's have {self._hidden_size}"
+                self.fail(step.session, FailureCode.BAD_MESSAGE, width)
+            elif step.lane >= session.num_lanes or step.start + step.num_tokens > session.max_tokens:
+                room = f"lane {step.lane} up to token {step.start + step.num_tokens}"
+                self.fail(step.session, FailureCode.BAD_MESSAGE, f"nothing is reserved for {room}")
+            else:
+                self._engine.add(Work(step, session.span, hidden, session.next, session.is_tail))
+
+    def _handle_reorder(self, session: ServerSession, message: Reorder) -> None:
+        if len(message.sources) != session.num_lanes or max(message.sources) >= session.num_lanes:
+            lanes = f"reordering {message.sources} of {session.num_lanes} lanes"
+            self.fail(message.session, FailureCode.BAD_MESSAGE, lanes)
+            return
+        self._engine.add(message)
+        if not session.is_tail:
+            self._post(session.next, message)
+
+    def _handle_failed(self, peer: PeerId, message: Failed) -> None:
+        session = self._open.get(message.session)
+        if session is None or peer not in (session.previous, session.next):
+            self.counts["stray"] += 1
+            return
+        self._forget(message.session)
+        self._post(session.next if peer == session.previous else session.previous, message)
+
+    def _forget(self, session_id: SessionId) -> None:
+        del self._open[session_id]
+        self._engine.release(session_id)

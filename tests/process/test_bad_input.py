@@ -1,0 +1,118 @@
+"""What cannot be done is one line on stderr and exit status 2, without a traceback."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bundled import MODEL, MakeSwarm
+
+from chainserve.errors import NoChainError, PromptTooLongError, RequestError, TokenError
+from chainserve.swarm.token import JoinToken
+from chainserve_client import AsyncClient, Client
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+
+
+def refused(module: str, *arguments: str, folder: Path) -> str:
+    """Run a command that is expected to refuse; returns the line it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=60, cwd=folder, check=False
+    )
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def server(folder: Path, *arguments: str, model: str = MODEL) -> str:
+    identity = ("--identity", str(folder / "key"))
+    return refused("chainserve_server.cli", "--model", model, *identity, *arguments, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        (["--blocks", "0:31"], "has blocks 0:30"),
+        (["--blocks", "5:5"], "not a span"),
+        (["--blocks", "9:3"], "not a span"),
+        (["--blocks", "auto:3"], "not a span"),
+        (["--memory", "50MB"], "blocks would fit"),
+        (["--memory", "5MB"], "0 blocks would fit"),
+        (["--memory", "lots"], "not an amount of memory"),
+        (["--device", "cuda"], "no device cuda"),
+        (["--device", "abacus"], "no device is called 'abacus'"),
+        (["--port", "70000"], "not a port"),
+        (["--host", "192.0.2.1"], "192.0.2.1"),
+        (["--token-days", "-1"], "token"),
+        (["--swarm", ""], "not a name for a swarm"),
+        (["--join", "hf_abcdefgh"], "not a join token"),
+        (["--join", "chainserve1.AAAA"], "join token"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_server_says_what_it_cannot_do(arguments: list[str], fact: str, tmp_path: Path) -> None:
+    assert fact in server(tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("model", "fact"), [("no-such-model", "no-such-model"), ("./nowhere", "nowhere"), ("missing.gguf", "missing.gguf")]
+)
+def test_a_server_says_what_is_wrong_with_a_model(model: str, fact: str, tmp_path: Path) -> None:
+    assert fact in server(tmp_path, model=model)
+
+
+def test_a_server_says_that_its_port_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port}" in server(tmp_path, "--port", str(port))
+
+
+def test_a_server_says_that_a_token_has_expired(tmp_path: Path) -> None:
+    peer = "Qm" + "a" * 44
+    token = JoinToken("s", bytes(32), (f"/ip4/127.0.0.1/tcp/1/p2p/{peer}",), time.time() - 60)
+    assert "expired" in server(tmp_path, "--join", token.encode())
+
+
+def test_a_server_says_that_nobody_answers(tmp_path: Path) -> None:
+    peer = "QmfFdxdN9ommd6kRHgQYXTKVNVFyuZacm2SbRKfAaMbs8s"
+    token = JoinToken("s", bytes(32), (f"/ip4/127.0.0.1/tcp/1/p2p/{peer}",), None)
+    assert "127.0.0.1" in server(tmp_path, "--join", token.encode())
+
+
+def test_a_client_refuses_a_bad_token(tmp_path: Path) -> None:
+    assert "not a join token" in refused("chainserve_client.cli", "chat", "nonsense", "Hello", folder=tmp_path)
+    with pytest.raises(TokenError):
+        Client.connect("nonsense")
+
+
+def test_the_command_refuses_bad_parameters_before_it_connects(tmp_path: Path) -> None:
+    arguments = ["generate", "nonsense", "Hello", "--max-new-tokens", "0"]
+    assert "max_new_tokens" in refused("chainserve_client.cli", *arguments, folder=tmp_path)
+
+
+async def test_a_request_that_cannot_be_served_is_a_named_error(make_swarm: MakeSwarm) -> None:
+    swarm = await asyncio.to_thread(make_swarm, "0:10", "14:30", arguments=("--memory", "300MB"))
+    async with await AsyncClient.connect(swarm.token) as client:
+        with pytest.raises(NoChainError, match="blocks 10:14 of 30") as missing:
+            await client.generate("Hello")
+        assert missing.value.missing == (10, 11, 12, 13)
+
+        await asyncio.to_thread(swarm.start, "10:14")
+        await client.network.swarm.wait_for(lambda view: len(view.servers) == 3, timeout_s=10)
+        limit = min(server.cache_tokens for server in client.network.swarm.view.servers.values())
+        with pytest.raises(PromptTooLongError, match=f"at most {limit}:") as too_long:
+            await client.generate([1] * limit, max_new_tokens=2)
+        assert too_long.value.limit == limit
+        for prompt in ("", [], [-1], [49152]):
+            with pytest.raises(RequestError):
+                await client.generate(prompt)
+        with pytest.raises(RequestError, match="max_new_tokens"):
+            await client.generate("Hello", max_new_tokens=0)
+        with pytest.raises(RequestError, match="unknown parameter 'max_tokens'"):
+            await client.generate("Hello", max_tokens=3)  # type: ignore[call-arg]
+        assert (await client.generate("Hello", max_new_tokens=2)).tokens

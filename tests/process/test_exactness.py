@@ -1,0 +1,74 @@
+"""However the blocks are split over server processes, the tokens are those of the model in one piece."""
+
+import asyncio
+
+import pytest
+import torch
+from bundled import NEW_TOKENS, QUESTIONS, MakeSwarm, Reference
+
+from chainserve_client import AsyncClient, Client, RemoteModelForCausalLM
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
+
+SPLITS = {
+    "whole": ["0:30"],
+    "two-equal": ["0:15", "15:30"],
+    "two-unequal": ["0:7", "7:30"],
+    "three-equal": ["0:10", "10:20", "20:30"],
+    "three-overlapping": ["0:12", "5:24", "16:30"],
+}
+AT_ONCE = 8
+
+
+@pytest.mark.parametrize("split", SPLITS)
+async def test_greedy_tokens_are_those_of_the_whole_model(
+    split: str, make_swarm: MakeSwarm, reference: Reference, expected: dict[str, tuple[int, ...]]
+) -> None:
+    swarm = await asyncio.to_thread(make_swarm, *SPLITS[split])
+    async with await AsyncClient.connect(swarm.token) as client:
+
+        async def tokens(question: str) -> tuple[int, ...]:
+            answer = await client.generate(reference.prompt(question), max_new_tokens=NEW_TOKENS)
+            assert len(answer.chain.hops) == len(SPLITS[split])
+            return answer.tokens
+
+        one_at_a_time = {question: await tokens(question) for question in QUESTIONS}
+        assert one_at_a_time == expected
+
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def gated(question: str) -> tuple[int, ...]:
+            async with gate:
+                return await tokens(question)
+
+        answers = await asyncio.gather(*map(gated, QUESTIONS))
+        assert dict(zip(QUESTIONS, answers, strict=True)) == expected
+
+
+def test_transformers_own_generate_runs_over_remote_blocks(make_swarm: MakeSwarm, reference: Reference) -> None:
+    swarm = make_swarm("0:12", "5:24", "16:30")
+    with Client.connect(swarm.token) as client:
+        model = RemoteModelForCausalLM(client)
+        tokenizer = reference.tokenizer
+        tokenizer.padding_side = "left"
+        batch = tokenizer(list(QUESTIONS[:4]), return_tensors="pt", padding=True)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+
+        for options in (
+            {"num_beams": 4, "do_sample": False},
+            {"do_sample": False},
+            {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+        ):
+            expected = reference.model.generate(ids, attention_mask=mask, max_new_tokens=32, **options)
+            assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=32, **options), expected)
+
+        one = ids[-1:, mask[-1].argmax() :]
+        embeds = reference.model.get_input_embeddings()(one)
+        expected = reference.model.generate(inputs_embeds=embeds, max_new_tokens=16, do_sample=False)
+        assert torch.equal(model.generate(inputs_embeds=embeds, max_new_tokens=16, do_sample=False), expected)
+
+        with torch.no_grad():
+            logits = reference.model(ids, attention_mask=mask).logits
+        remote = model(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(remote[mask.bool()], logits[mask.bool()], rtol=1e-3, atol=1e-3)
+        assert client.generate("Once", max_new_tokens=1).tokens

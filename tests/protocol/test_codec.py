@@ -1,0 +1,314 @@
+"""The codec: what is sent arrives, and nothing else does."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from chainserve.errors import FrameError
+from chainserve.protocol.codec import DETAIL_CHARS, VERSION, Limits, decode, encode
+from chainserve.protocol.messages import (
+    DTYPES,
+    Activations,
+    Beat,
+    Close,
+    Failed,
+    FailureCode,
+    Message,
+    Open,
+    Opened,
+    Reorder,
+    Step,
+    WireTensor,
+)
+from chainserve.types import Hop, PeerId, SessionId, Span
+
+LIMITS = Limits()
+SESSION = SessionId(bytes(range(16)))
+OTHER = SessionId(bytes(16))
+HOPS = (Hop(PeerId("A"), Span(0, 3)), Hop(PeerId("B"), Span(3, 7)))
+OPEN = Open(SESSION, "digest", hops=HOPS, position=1, client=PeerId("C"), num_lanes=2, max_tokens=100)
+ACTIVATIONS = Activations(
+    (Step(SESSION, 0, start=5, num_tokens=2, num_outputs=1), Step(OTHER, 1, start=0, num_tokens=1, num_outputs=0)),
+    WireTensor("bfloat16", (3, 4), bytes(range(24))),
+)
+MESSAGES: list[Message | Beat] = [
+    OPEN,
+    Opened(SESSION),
+    ACTIVATIONS,
+    Reorder(SESSION, (1, 0, 0)),
+    Close(SESSION),
+    Failed(SESSION, PeerId("B"), FailureCode.CACHE_FULL, "12 tokens\nfree"),
+    Beat(1, 2, 3),
+]
+
+sessions = st.binary(min_size=16, max_size=16).map(SessionId)
+peers = st.text("123ABCabc", min_size=1, max_size=50).map(PeerId)
+counts = st.integers(1, 1000)
+
+
+@st.composite
+def opens(draw: st.DrawFn) -> Open:
+    lengths = draw(st.lists(st.integers(1, 20), min_size=1, max_size=8))
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    hops = [Hop(draw(peers), Span(end - length, end)) for end, length in zip(ends, lengths, strict=True)]
+    position = draw(st.integers(0, len(hops) - 1))
+    lanes = draw(st.integers(1, LIMITS.max_lanes))
+    return Open(draw(sessions), draw(peers), tuple(hops), position, draw(peers), lanes, draw(counts))
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> Step:
+    num_tokens = draw(st.integers(1, 5))
+    start = draw(st.integers(0, LIMITS.max_position - num_tokens))
+    lane = draw(st.integers(0, LIMITS.max_lanes - 1))
+    return Step(draw(sessions), lane, start, num_tokens, draw(st.integers(0, num_tokens)))
+
+
+@st.composite
+def activations(draw: st.DrawFn) -> Activations:
+    packed = tuple(draw(st.lists(steps(), min_size=1, max_size=6)))
+    dtype, hidden = draw(st.sampled_from(sorted(DTYPES))), draw(st.integers(1, 9))
+    num_tokens = sum(step.num_tokens for step in packed)
+    size = num_tokens * hidden * DTYPES[dtype]
+    return Activations(packed, WireTensor(dtype, (num_tokens, hidden), draw(st.binary(min_size=size, max_size=size))))
+
+
+lanes = st.lists(st.integers(0, LIMITS.max_lanes - 1), min_size=1, max_size=LIMITS.max_lanes).map(tuple)
+times = st.integers(0, 2**63 - 1)
+messages = st.one_of(
+    opens(),
+    activations(),
+    sessions.map(Opened),
+    sessions.map(Close),
+    st.builds(Reorder, sessions, lanes),
+    st.builds(Failed, sessions, peers, st.sampled_from(FailureCode), st.text(max_size=DETAIL_CHARS)),
+    st.builds(Beat, times, times, times),
+)
+
+
+def refusal(frame: bytes, limits: Limits = LIMITS) -> FrameError:
+    with pytest.raises(FrameError) as caught:
+        decode(frame, limits)
+    return caught.value
+
+
+def forge(frame: bytes, change: Callable[[list[Any]], None]) -> bytes:
+    """The same frame with other fields in its header."""
+    length = int.from_bytes(frame[4:8], "little")
+    fields = msgpack.unpackb(frame[8 : 8 + length])
+    change(fields)
+    header = msgpack.packb(fields)
+    start = 8 + length + -(8 + length) % 16
+    padding = bytes(-(8 + len(header)) % 16)
+    return frame[:4] + len(header).to_bytes(4, "little") + header + padding + frame[start:]
+
+
+@given(messages)
+def test_what_is_sent_arrives(message: Message) -> None:
+    assert decode(encode(message), LIMITS) == message
+
+
+def test_the_tensor_is_a_view_into_the_frame_at_a_multiple_of_16_bytes() -> None:
+    frame = encode(ACTIVATIONS)
+    message = decode(memoryview(frame), LIMITS)
+    assert isinstance(message, Activations)
+    assert isinstance(message.tensor.data, memoryview)
+    assert message.tensor.data.obj is frame
+    assert (len(frame) - len(message.tensor.data)) % 16 == 0
+
+
+def test_a_tensor_of_other_than_bytes_is_sent_as_its_bytes() -> None:
+    floats = memoryview(bytes(8)).cast("f")
+    step = Step(SESSION, 0, start=0, num_tokens=1, num_outputs=1)
+    message = decode(encode(Activations((step,), WireTensor("float32", (1, 2), floats))), LIMITS)
+    assert isinstance(message, Activations)
+    assert message.tensor.data == bytes(8)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_every_truncation_is_refused(message: Message) -> None:
+    frame = encode(message)
+    for length in range(len(frame)):
+        refusal(frame[:length])
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_trailing_bytes_are_refused(message: Message) -> None:
+    for extra in (b"\0", bytes(16), b"x" * 100):
+        assert refusal(encode(message) + extra).reason in ("trailing", "tensor")
+
+
+@given(st.binary(max_size=300))
+@example(b"cs\x01\x01\0\0\0\0" + bytes(8))
+@example(b"cs\x01\x03\xff\xff\xff\xff")
+def test_random_bytes_are_refused_and_nothing_else(data: bytes) -> None:
+    refusal(data)
+
+
+@given(st.integers(1, 20), st.binary(max_size=200), st.binary(max_size=50))
+def test_random_headers_raise_nothing_but_frame_errors(kind: int, header: bytes, tensor: bytes) -> None:
+    padding = bytes(-(8 + len(header)) % 16)
+    frame = b"cs" + bytes((VERSION, kind)) + len(header).to_bytes(4, "little") + header + padding + tensor
+    with contextlib.suppress(FrameError):
+        decode(frame, LIMITS)
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=20)
+    | st.just(msgpack.Timestamp(1, 2))
+    | st.just(SESSION),
+    lambda inner: st.lists(inner, max_size=7) | st.dictionaries(st.text(max_size=3) | st.integers(0, 3), inner),
+    max_leaves=30,
+)
+
+
+@given(st.sampled_from(MESSAGES), st.data())
+def test_fields_of_any_type_raise_nothing_but_frame_errors(message: Message, data: st.DataObject) -> None:
+    def change(fields: list[Any]) -> None:
+        fields[data.draw(st.integers(0, len(fields) - 1))] = data.draw(anything)
+
+    with contextlib.suppress(FrameError):
+        decode(forge(encode(message), change), LIMITS)
+
+
+@given(messages, st.data())
+def test_mutated_frames_raise_nothing_but_frame_errors(message: Message, data: st.DataObject) -> None:
+    frame = bytearray(encode(message))
+    for _ in range(data.draw(st.integers(1, 5))):
+        frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(FrameError):
+        decode(bytes(frame), LIMITS)
+
+
+def test_another_magic_is_foreign() -> None:
+    assert refusal(b"GET / HTTP/1.1\r\n\r\n").reason == "foreign"
+
+
+def test_another_version_is_refused_by_name() -> None:
+    frame = bytearray(encode(OPEN))
+    frame[2] = VERSION + 1
+    error = refusal(bytes(frame))
+    assert error.reason == "version"
+    assert f"version {VERSION + 1}" in str(error)
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    frame = bytearray(encode(OPEN))
+    frame[3] = 99
+    assert refusal(bytes(frame)).reason == "kind"
+
+
+def test_a_frame_over_the_limit_is_refused_before_it_is_looked_at() -> None:
+    assert refusal(b"nonsense" * 100, replace(LIMITS, max_frame_bytes=799)).reason == "too-large"
+
+
+def test_a_header_over_the_limit_is_refused() -> None:
+    assert refusal(encode(OPEN), replace(LIMITS, max_header_bytes=20)).reason == "too-large"
+
+
+def test_padding_must_be_zero() -> None:
+    frame = bytearray(encode(Opened(SESSION)))
+    frame[-1] = 1
+    assert refusal(bytes(frame)).reason == "header"
+
+
+def test_numbers_of_everything_are_limited() -> None:
+    assert refusal(encode(ACTIVATIONS), replace(LIMITS, max_steps=1)).reason == "field"
+    assert refusal(encode(ACTIVATIONS), replace(LIMITS, max_tokens=2)).reason == "too-large"
+    assert refusal(encode(ACTIVATIONS), replace(LIMITS, max_hidden=3)).reason == "field"
+    assert refusal(encode(ACTIVATIONS), replace(LIMITS, max_lanes=1)).reason == "field"
+    assert refusal(encode(ACTIVATIONS), replace(LIMITS, max_position=6)).reason == "field"
+    assert refusal(encode(OPEN), replace(LIMITS, max_hops=1)).reason == "field"
+    assert refusal(encode(OPEN), replace(LIMITS, max_blocks=6)).reason == "field"
+    assert refusal(encode(OPEN), replace(LIMITS, max_position=99)).reason == "field"
+    assert refusal(encode(OPEN), replace(LIMITS, max_name_chars=5)).reason == "field"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (0, SESSION[:15]),
+        (0, "x" * 16),
+        (1, ""),
+        (1, "two\nlines"),
+        (2, []),
+        (2, [["A", 0, 3], ["B", 4, 7]]),  # a gap
+        (2, [["A", 1, 3], ["B", 3, 7]]),  # does not begin at block 0
+        (2, [["A", 0, 3], ["B", 3, 3]]),  # empty
+        (2, [["A", 0, 3], ["B", 3]]),
+        (2, [["A", False, 3], ["B", 3, 7]]),
+        (3, 2),
+        (3, -1),
+        (3, True),
+        (3, 1.0),
+        (5, 0),
+        (6, 0),
+    ],
+)
+def test_an_open_that_makes_no_sense_is_refused(field: int, value: object) -> None:
+    refusal(forge(encode(OPEN), lambda fields: fields.__setitem__(field, value)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (1, True),  # lane
+        (1, -1),
+        (2, -1),  # start
+        (3, 0),  # num_tokens
+        (3, 3),  # more than the tensor has
+        (4, 3),  # num_outputs over num_tokens
+        (4, -1),
+    ],
+)
+def test_a_step_that_makes_no_sense_is_refused_with_all_sessions_of_its_frame(field: int, value: object) -> None:
+    frame = forge(encode(ACTIVATIONS), lambda fields: fields[2][0].__setitem__(field, value))
+    assert refusal(frame).sessions == (SESSION, OTHER)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "", 4, None, "bfloat16\0"])
+def test_a_tensor_of_unknown_dtype_is_refused(dtype: object) -> None:
+    assert refusal(forge(encode(ACTIVATIONS), lambda fields: fields.__setitem__(0, dtype))).reason == "tensor"
+
+
+def test_a_tensor_whose_bytes_do_not_fit_its_shape_is_refused_with_its_sessions() -> None:
+    error = refusal(encode(ACTIVATIONS)[:-2])
+    assert error.reason == "tensor"
+    assert error.sessions == (SESSION, OTHER)
+
+
+def test_no_steps_are_refused() -> None:
+    assert refusal(forge(encode(ACTIVATIONS), lambda fields: fields[2].clear())).reason == "field"
+
+
+def test_a_refused_frame_names_its_session() -> None:
+    frame = forge(encode(Reorder(SESSION, (0,))), lambda fields: fields.__setitem__(1, [-1]))
+    assert refusal(frame).sessions == (SESSION,)
+
+
+def test_an_unknown_failure_code_is_refused() -> None:
+    frame = encode(Failed(SESSION, PeerId("B"), FailureCode.INTERNAL, "x"))
+    assert refusal(forge(frame, lambda fields: fields.__setitem__(2, "tired"))).sessions == (SESSION,)
+
+
+def test_a_failure_arrives_however_it_is_described() -> None:
+    detail = "\udcff" + "long " * DETAIL_CHARS
+    message = decode(encode(Failed(SESSION, PeerId("B"), FailureCode.INTERNAL, detail)), LIMITS)
+    assert isinstance(message, Failed)
+    assert message.detail == ("?" + "long " * DETAIL_CHARS)[:DETAIL_CHARS]
+
+
+def test_a_refusal_quotes_little_of_what_it_refuses() -> None:
+    frame = forge(encode(OPEN), lambda fields: fields.__setitem__(3, "x" * 100_000))
+    assert len(str(refusal(frame))) < 200

@@ -1,0 +1,204 @@
+"""What one iteration takes, runs and passes on; the model is replaced by one that adds one."""
+
+import asyncio
+from collections import deque
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chainserve.errors import StepError
+from chainserve.models.wire import from_wire, to_wire
+from chainserve.protocol.messages import Activations, FailureCode, Reorder, Step
+from chainserve.types import PeerId, SessionId, Span
+from chainserve_server.engine import Batch, Engine, Work, choose_batch, leading_work, run_batch
+
+NEXT, CLIENT = PeerId("next"), PeerId("client")
+WIDE, NARROW = Span(0, 4), Span(1, 3)
+
+
+def session(number: int) -> SessionId:
+    return SessionId(number.to_bytes(16, "big"))
+
+
+def work(
+    number: int,
+    num_tokens: int = 1,
+    *,
+    lane: int = 0,
+    start: int = 0,
+    num_outputs: int = 1,
+    span: Span = WIDE,
+    receiver: PeerId = NEXT,
+) -> Work:
+    hidden = to_wire(torch.full((num_tokens, 2), float(number)))
+    step = Step(session(number), lane, start, num_tokens, num_outputs)
+    return Work(step, span, hidden, receiver, is_tail=receiver == CLIENT)
+
+
+class AddsOne:
+    """Stands for a runner: every block span adds one, and remembers its batches."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, *, refuses: set[SessionId] | None = None, breaks: bool = False) -> None:
+        self.batches: list[list[Step]] = []
+        self.reordered: list[tuple[SessionId, tuple[int, ...]]] = []
+        self.released: list[SessionId] = []
+        self._refuses = refuses or set()
+        self._breaks = breaks
+        self.cache = SimpleNamespace(
+            reorder=lambda session, sources: self.reordered.append((session, sources)), release=self.released.append
+        )
+
+    def forward(self, hidden: torch.Tensor, steps: list[Step], span: Span) -> torch.Tensor:
+        for step in steps:
+            if step.session in self._refuses:
+                raise StepError(step.session, "does not fit")
+        if self._breaks:
+            raise RuntimeError("out of memory")
+        self.batches.append(list(steps))
+        return hidden + 1
+
+
+def run(runner: AddsOne, works: list[Work], reorders: list[Reorder] | None = None) -> Any:
+    return run_batch(cast(Any, runner), Batch(reorders or [], works))
+
+
+def values(message: Activations) -> list[float]:
+    return from_wire(message.tensor, dtype=torch.float32, device=torch.device("cpu"))[:, 0].tolist()
+
+
+def test_steps_of_many_sessions_run_in_one_forward_and_leave_in_one_message() -> None:
+    runner = AddsOne()
+    outcome = run(runner, [work(1), work(2, 3)])
+    assert len(runner.batches) == 1
+    [(receiver, message)] = outcome.messages
+    assert receiver == NEXT
+    assert [step.num_tokens for step in message.steps] == [1, 3]
+    assert values(message) == [2, 3, 3, 3]
+
+
+def test_sessions_over_different_blocks_run_apart() -> None:
+    runner = AddsOne()
+    run(runner, [work(1), work(2, span=NARROW)])
+    assert [len(batch) for batch in runner.batches] == [1, 1]
+
+
+def test_of_the_tails_outputs_only_those_asked_for_leave() -> None:
+    chunk, last = work(1, 3, num_outputs=0, receiver=CLIENT), work(2, 5, start=4, num_outputs=2, receiver=CLIENT)
+    [(_, message)] = run(AddsOne(), [chunk, last]).messages
+    assert message.steps == (Step(session(2), 0, 7, 2, 2),)
+    assert values(message) == [3, 3]
+
+
+def test_a_session_whose_step_does_not_fit_fails_and_the_others_run() -> None:
+    runner = AddsOne(refuses={session(1)})
+    outcome = run(runner, [work(1), work(2), work(1, lane=1)])
+    assert [step.session for step in runner.batches[0]] == [session(2)]
+    [(failed, code, _)] = outcome.failures
+    assert (failed, code) == (session(1), FailureCode.BAD_MESSAGE)
+
+
+def test_reorderings_come_before_steps() -> None:
+    runner = AddsOne()
+    run(runner, [work(1)], [Reorder(session(1), (1, 0))])
+    assert runner.reordered == [(session(1), (1, 0))]
+
+
+def test_a_second_step_of_a_lane_and_what_follows_a_reordering_wait() -> None:
+    first, other, second = work(1), work(1, lane=1), work(1, start=1)
+    assert leading_work([first, other, second]) == [first, other]
+    assert leading_work([first, Reorder(session(1), (0, 0)), other]) == [first]
+
+
+def test_a_long_prompt_does_not_hold_up_decoding() -> None:
+    queues = {session(1): deque([work(1, 512)]), session(2): deque([work(2)])}
+    assert choose_batch(queues, max_tokens=16) == [queues[session(2)][0]]
+
+
+steps = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 40), st.integers(0, 2)), min_size=1, max_size=12)
+
+
+@given(steps, st.integers(1, 64))
+def test_every_step_runs_once_in_its_sessions_order_within_the_budget(
+    plan: list[tuple[int, int, int]], max_tokens: int
+) -> None:
+    queues: dict[SessionId, deque[Work | Reorder]] = {}
+    for number, num_tokens, lane in plan:
+        queues.setdefault(session(number), deque()).append(work(number, num_tokens, lane=lane))
+    done: list[Work] = []
+    while any(queues.values()):
+        batch = choose_batch(queues, max_tokens=max_tokens)
+        assert batch
+        assert len(batch) == 1 or sum(item.step.num_tokens for item in batch) <= max_tokens
+        for item in batch:
+            queues[item.step.session].remove(item)
+        done += batch
+    assert len(done) == len(plan)
+    for number in {number for number, _, _ in plan}:
+        for lane in range(3):
+            sizes = [
+                item.step.num_tokens for item in done if (item.step.session, item.step.lane) == (session(number), lane)
+            ]
+            assert sizes == [num for n, num, at in plan if (n, at) == (number, lane)]
+
+
+class Loop:
+    """An engine that runs, with what it emits."""
+
+    def __init__(self, runner: AddsOne) -> None:
+        self.emitted: asyncio.Queue[tuple[PeerId, Activations]] = asyncio.Queue()
+        self.failed: asyncio.Queue[tuple[SessionId, FailureCode, str]] = asyncio.Queue()
+        self.engine = Engine(
+            cast(Any, runner),
+            max_batch_tokens=64,
+            emit=lambda peer, message: self.emitted.put_nowait((peer, message)),
+            fail=lambda *failure: self.failed.put_nowait(failure),
+        )
+
+    async def __aenter__(self) -> "Loop":
+        self._task = asyncio.create_task(self.engine.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await self._task
+
+
+async def test_the_loop_runs_what_is_added_and_releases_what_is_over() -> None:
+    runner = AddsOne()
+    async with Loop(runner) as loop:
+        loop.engine.add(work(1))
+        _, message = await loop.emitted.get()
+        assert values(message) == [2]
+        loop.engine.release(session(1))
+        loop.engine.add(work(2))
+        await loop.emitted.get()
+        assert runner.released == [session(1)]
+
+
+async def test_work_of_a_released_session_does_not_run() -> None:
+    runner = AddsOne()
+    async with Loop(runner) as loop:
+        loop.engine.add(work(1))
+        loop.engine.release(session(1))
+        loop.engine.add(work(2))
+        await loop.emitted.get()
+    assert [[step.session for step in batch] for batch in runner.batches] == [[session(2)]]
+
+
+async def test_an_iteration_that_breaks_fails_its_sessions_and_the_loop_goes_on() -> None:
+    runner = AddsOne(breaks=True)
+    async with Loop(runner) as loop:
+        loop.engine.add(work(1))
+        failed, code, reason = await loop.failed.get()
+        assert (failed, code) == (session(1), FailureCode.INTERNAL)
+        assert "out of memory" in reason
+        runner._breaks = False
+        loop.engine.add(work(2))
+        await loop.emitted.get()

@@ -1,0 +1,277 @@
+"""Peers over a real DHT on the loopback: who is there, who may say so, and how it ends."""
+
+import asyncio
+import gc
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
+from pkgutil import resolve_name
+from typing import Any
+
+import psutil
+import pytest
+import uvloop
+
+from chainserve.errors import AddressError, JoinError, SwarmError
+from chainserve.swarm.hivemind import HivemindSwarm
+from chainserve.swarm.identity import Identity
+from chainserve.swarm.records import Announcement, ServerState, seal
+from chainserve.swarm.token import JoinToken, swarm_secret
+
+pytestmark = pytest.mark.slow  # hivemind alone takes seconds to import
+
+Announce = Callable[..., Announcement]
+Enter = Callable[..., Awaitable[HivemindSwarm]]
+
+
+async def found(identity: Identity, **options: Any) -> HivemindSwarm:
+    return await HivemindSwarm.create(identity, "test", secret=swarm_secret(identity, "test"), **options)
+
+
+@pytest.fixture
+async def enter() -> AsyncIterator[Enter]:
+    """Start a swarm, or join the one of a token; all are left when the test is over."""
+    swarms: list[HivemindSwarm] = []
+
+    async def build(identity: Identity, token: JoinToken | None = None, **options: Any) -> HivemindSwarm:
+        swarm = await (HivemindSwarm.join(identity, token, **options) if token else found(identity, **options))
+        swarms.append(swarm)
+        return swarm
+
+    yield build
+    for swarm in reversed(swarms):
+        await swarm.close()
+    assert daemons() == []
+
+
+def daemons() -> list[int]:
+    """Process ids of our libp2p daemons, zombies included."""
+    return [child.pid for child in psutil.Process().children() if child.name() == "p2pd"]
+
+
+async def three_peers(identities: list[Identity], announce: Announce) -> None:
+    first = await found(identities[0])
+    await first.publish(announce(first.peer_id))
+    second = await HivemindSwarm.join(identities[1], await first.token())
+    assert list(second.view.servers) == [first.peer_id]  # joining has read once
+    await second.publish(announce(second.peer_id, state=ServerState.LOADING))
+    client = await HivemindSwarm.join(identities[2], await second.token(), host=None)
+
+    view = await client.refresh()
+    assert view.servers == {
+        first.peer_id: announce(first.peer_id),
+        second.peer_id: announce(second.peer_id, state=ServerState.LOADING),
+    }
+    await second.publish(announce(second.peer_id, free_tokens=7))
+    assert (await first.refresh()).servers[second.peer_id].free_tokens == 7
+    await second.withdraw()
+    assert [list((await swarm.refresh()).servers) for swarm in (first, second, client)] == [[first.peer_id]] * 3
+    await second.publish(announce(second.peer_id))
+    assert second.peer_id in (await client.refresh()).servers
+
+    for swarm in (client, second, first):
+        await swarm.close()
+        await swarm.close()
+    assert daemons() == []
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_peers_see_each_other_come_change_and_go(
+    run: Callable[[Coroutine[Any, Any, None]], None], identities: list[Identity], announce: Announce
+) -> None:
+    run(three_peers(identities, announce))
+
+
+async def test_a_client_gives_tokens_of_the_peers_it_came_by(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    server = await enter(identities[0])
+    await server.publish(announce(server.peer_id))
+    token = await server.token(expires_at=2e9)
+    client = await enter(identities[1], token, host=None)
+    assert await client.addresses() == ()
+    assert await client.token(expires_at=2e9) == token
+    assert str(client.p2p.peer_id) == client.peer_id
+
+
+async def test_a_record_that_is_not_published_again_expires(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    server = await enter(identities[0], lease_s=1.0)
+    await server.publish(announce(server.peer_id))
+    other = await enter(identities[1], await server.token(), host=None)
+    assert server.peer_id in other.view.servers
+    await other.wait_for(lambda view: not view.servers, timeout_s=5.0)
+
+
+async def test_a_restarted_peer_is_the_same_peer_and_its_new_record_counts(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    first = await enter(identities[0])
+    await first.publish(announce(first.peer_id))
+    token = await first.token()
+    before = await enter(identities[1], token, lease_s=60.0)
+    await before.publish(announce(before.peer_id, free_tokens=1))
+    await before.withdraw()
+    await before.close()
+    after = await enter(identities[1], token, lease_s=5.0)  # expires before the record it replaces
+    await after.publish(announce(after.peer_id, free_tokens=2))
+    assert after.peer_id == before.peer_id
+    assert (await first.refresh()).servers[after.peer_id].free_tokens == 2
+
+
+async def test_nobody_overwrites_the_record_of_another_peer(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    first = await enter(identities[0])
+    await first.publish(announce(first.peer_id))
+    honest = await enter(identities[1], await first.token())
+    rogue = await enter(identities[2], await first.token())
+    rogue._node.protocol.record_validator = None  # it takes and tells whatever it wants
+    expires_at = time.time() + 100
+    forged = [
+        seal(announce(rogue.peer_id), identities[2], rogue._secret, expires_at=expires_at),
+        seal(announce(first.peer_id), identities[0], b"x" * 32, expires_at=expires_at),
+        b"garbage",
+        "text",
+    ]
+    for record in forged:
+        await rogue._node.store(rogue._key, record, expires_at, subkey=first.peer_id)
+    await rogue._node.store(rogue._key, "no dictionary", expires_at + 1)
+    assert first.num_refused > 0
+    assert honest.num_refused > 0
+    for swarm in (first, honest):
+        assert (await swarm.refresh()).servers == {first.peer_id: announce(first.peer_id)}
+    await first.publish(announce(first.peer_id, free_tokens=5))
+    assert (await honest.refresh()).servers[first.peer_id].free_tokens == 5
+
+
+async def test_nothing_is_stored_for_strangers_under_other_keys(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    first = await enter(identities[0])
+    await first.publish(announce(first.peer_id))
+    rogue = await enter(identities[1], await first.token())
+    rogue._node.protocol.record_validator = None
+    await rogue._node.store("their own key", b"data", time.time() + 100, exclude_self=True)
+    assert first.num_refused == 1
+    assert len(first._node.protocol.storage) == 1
+
+
+async def test_others_are_read_when_one_of_them_has_died(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    first = await enter(identities[0])
+    await first.publish(announce(first.peer_id))
+    token = await first.token()
+    second, third = await enter(identities[1], token), await enter(identities[2], token)
+    for swarm in (second, third):
+        await swarm.publish(announce(swarm.peer_id))
+    first._daemon._process.kill()
+    await first._daemon._process.wait()
+    assert len((await third.refresh()).servers) == 3  # until the dead one's lease is over
+    with pytest.raises(SwarmError, match="daemon has ended"):
+        await first.refresh()
+    with pytest.raises(SwarmError, match="daemon has ended"):
+        await first.publish(announce(first.peer_id))
+    started = time.monotonic()
+    await first.close()
+    assert time.monotonic() - started < 1.0
+
+
+async def test_the_token_of_another_swarm_does_not_let_one_in(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    server = await enter(identities[0])
+    await server.publish(announce(server.peer_id))
+    foreign = replace(await server.token(), secret=b"x" * 32)
+    with pytest.raises(JoinError, match="know no server of swarm 'test'"):
+        await HivemindSwarm.join(identities[1], foreign, host=None)
+    assert len(daemons()) == 1
+
+
+async def test_an_address_where_nobody_listens_is_named(identities: list[Identity]) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"/ip4/127.0.0.1/tcp/{closed.getsockname()[1]}/p2p/{identities[1].peer_id}"
+        with pytest.raises(JoinError, match=f"cannot join through {address}: .*failed to connect"):
+            await HivemindSwarm.join(identities[0], JoinToken("test", b"x" * 32, (address,)))
+    assert daemons() == []
+
+
+async def test_an_address_that_never_answers_is_given_up_in_time(identities: list[Identity]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"/ip4/127.0.0.1/tcp/{mute.getsockname()[1]}/p2p/{identities[1].peer_id}"
+        started = time.monotonic()
+        with pytest.raises(JoinError, match="no answer within 1 s"):
+            await HivemindSwarm.join(identities[0], JoinToken("test", b"x" * 32, (address,)), timeout_s=1.0)
+        assert time.monotonic() - started < 4.0
+    assert daemons() == []
+
+
+async def test_nobody_joins_through_itself(enter: Enter, identities: list[Identity]) -> None:
+    server = await enter(identities[0])
+    with pytest.raises(JoinError, match="leads to this peer itself"):
+        await HivemindSwarm.join(identities[0], await server.token())
+
+
+async def test_the_port_of_another_swarm_is_in_use(enter: Enter, identities: list[Identity]) -> None:
+    server = await enter(identities[0])
+    port = int((await server.addresses())[0].split("/")[4])
+    with pytest.raises(AddressError, match=f"port {port} of 127.0.0.1 is in use"):
+        await found(identities[1], port=port)
+
+
+async def test_a_swarm_on_all_interfaces_names_addresses_that_others_can_reach(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    server = await enter(identities[0], host="0.0.0.0")
+    await server.publish(announce(server.peer_id))
+    addresses = await server.addresses()
+    assert addresses
+    assert not [address for address in addresses if "/0.0.0.0/" in address]
+    if any(family.address for name in psutil.net_if_addrs() if name != "lo" for family in psutil.net_if_addrs()[name]):
+        assert not [address for address in addresses if "/127.0.0.1/" in address]
+    assert server.peer_id in (await enter(identities[1], await server.token(), host=None)).view.servers
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "chainserve.swarm.hivemind.Daemon.start",
+        "chainserve.swarm.daemon._read",
+        "hivemind.p2p.p2p_daemon_bindings.control.read_pbmsg_safe",
+        "chainserve.swarm.hivemind.DHTNode.create",
+    ],
+)
+def test_a_start_that_is_cancelled_leaves_nothing_behind(
+    step: str, identities: list[Identity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = resolve_name(step)
+    starts: list[asyncio.Task[HivemindSwarm]] = []
+
+    async def cancelled_on_the_way(*args: Any, **options: Any) -> Any:
+        starts[0].cancel()
+        await asyncio.sleep(0)  # here, with all open that is open at this step
+        return await original(*args, **options)
+
+    async def start() -> None:
+        starts.append(asyncio.create_task(found(identities[0])))
+        await asyncio.wait(starts)
+        assert starts[0].cancelled()
+        assert daemons() == []
+
+    monkeypatch.setattr(step, cancelled_on_the_way)
+    asyncio.run(start())
+    starts.clear()
+    gc.collect()  # connections left open complain now that their loop is closed
+
+
+async def test_leaving_that_is_cancelled_still_ends_the_daemon(identities: list[Identity]) -> None:
+    swarm = await found(identities[0])
+    task = asyncio.create_task(swarm.close())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert daemons() == []
