@@ -33,7 +33,7 @@ class Timing:
     keepalive_s: float = 0.1  # while activations flow: TCP slows down after a quarter of a second of silence
     active_s: float = 1.0  # how long a link stays active after its last activations
     timeout_s: float = 5.0  # without anything received
-    connect_s: float = 5.0  # for each way to a peer
+    connect_s: float = 3.0  # for each way to a peer
 
 
 @dataclass(slots=True)

@@ -13,7 +13,8 @@ from chainserve.types import Chain
 
 CHUNK_TOKENS = 512
 """Tokens per message of a long prompt: servers down the chain work on one while the next is on its way."""
-OPEN_TIMEOUT_S = 10.0
+OPEN_TIMEOUT_PER_HOP_S = 10.0
+"""Longer than a server tries to reach the next, so that who is named is the one that could not be reached."""
 STEP_TIMEOUT_S = 600.0
 """Lost servers are noticed by their neighbours within seconds; this is for a chain that just never answers."""
 
@@ -40,12 +41,13 @@ class Session:
     async def open(self) -> None:
         """Reserve cache at every hop; SessionRefusedError names the server that did not."""
         await self._send(self.state.open())
+        timeout_s = OPEN_TIMEOUT_PER_HOP_S * len(self.chain.hops)
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 while self.state.phase is Phase.OPENING:
                     self.state.receive(await self._inbox.get())
         except TimeoutError:
-            raise SessionRefusedError(self.chain.head, f"no answer within {OPEN_TIMEOUT_S:.0f} s") from None
+            raise SessionRefusedError(self.chain.head, f"no answer within {timeout_s:.0f} s") from None
         if failure := self.state.failure:
             raise SessionRefusedError(failure.peer, failure.detail)
 
