@@ -6,8 +6,8 @@ SPIN_COUNT = "4000"
 """Turns an OpenMP thread waits for more work before it sleeps: tens of microseconds, enough between two operators.
 The usual 300,000 keep a core busy for milliseconds after each step, just when the next server, or the client, of the
 chain needs it: with three servers on two cores a hop took 2.07 ms, 1.71 with a count of 10,000 and 0.64 with 2,000,
-while one server alone became a little slower (63.4, 64.4, 66.4 ms per token). 4,000 lies between and was not measured
-itself."""
+while one server alone became a little slower (63.4, 64.4, 66.4 ms per token). With 4,000 one server is as fast as
+transformers and a hop costs less than 2 ms (docs/benchmarks.md)."""
 
 
 def free_idle_cores() -> None:

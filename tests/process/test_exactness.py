@@ -51,16 +51,18 @@ def test_transformers_own_generate_runs_over_remote_blocks(make_swarm: MakeSwarm
         model = RemoteModelForCausalLM(client)
         tokenizer = reference.tokenizer
         tokenizer.padding_side = "left"
-        batch = tokenizer(list(QUESTIONS[:4]), return_tensors="pt", padding=True)
+        batch = tokenizer(list(QUESTIONS), return_tensors="pt", padding=True)
         ids, mask = batch["input_ids"], batch["attention_mask"]
 
-        for options in (
-            {"num_beams": 4, "do_sample": False},
-            {"do_sample": False},
-            {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+        for rows, options in (
+            (20, {"num_beams": 4}),
+            (4, {}),
+            (4, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}),
         ):
-            expected = reference.model.generate(ids, attention_mask=mask, max_new_tokens=32, **options)
-            assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=32, **options), expected)
+            inputs = {"input_ids": ids[:rows], "attention_mask": mask[:rows]}
+            expected = reference.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, **options)
+            ours = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, **options)
+            assert torch.equal(ours, expected)
 
         one = ids[-1:, mask[-1].argmax() :]
         embeds = reference.model.get_input_embeddings()(one)

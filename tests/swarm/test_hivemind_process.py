@@ -33,7 +33,6 @@ async def main():
     assert len((await observer.refresh()).servers) == 2
     print("ready", flush=True)
     await leave.wait()
-    await asyncio.sleep(0.2)  # time for daemons that heard the signal to die
     await server.withdraw()
     assert list((await observer.refresh()).servers) == [observer.peer_id]
     await server.close()
@@ -76,6 +75,7 @@ def has_ended(process: psutil.Process) -> bool:
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_ctrl_c_at_the_terminal_lets_a_server_leave_in_good_order(loop: str) -> None:
     with child(loop) as (process, daemons):
+        assert process.pid not in {os.getpgid(daemon.pid) for daemon in daemons}  # Ctrl-C goes to the whole group
         os.killpg(process.pid, signal.SIGINT)
         output, errors = process.communicate(timeout=20)
         assert (output, errors, process.returncode) == ("left\n", "", 0)
