@@ -15,7 +15,8 @@ ChainserveError
 │       └── PromptTooLongError      more tokens than any chain's cache holds
 ├── SwarmError              the swarm as a whole cannot do it now
 │   ├── JoinError               no bootstrap peer answers, or none knows this swarm
-│   └── NoChainError            blocks that no server holds
+│   ├── NoChainError            blocks that no server holds
+│   └── NoPlanError             the servers together have no room for all blocks
 ├── PeerError               one peer failed, another may do
 │   ├── LinkLostError           the link to a peer is gone
 │   ├── SessionRefusedError     a server does not take this session
@@ -105,6 +106,19 @@ class NoChainError(SwarmError):
         super().__init__(f"no server holds {describe_blocks(missing)} of {num_blocks}")
         self.missing = tuple(missing)
         self.num_blocks = num_blocks
+
+
+class NoPlanError(SwarmError):
+    """The servers together have no room for all blocks with cache for one session."""
+
+    def __init__(self, missing: Sequence[int], *, num_blocks: int, missing_bytes: float) -> None:
+        super().__init__(
+            f"no room for {describe_blocks(missing)} of {num_blocks}: servers with {missing_bytes / 1e9:.3g} GB more "
+            f"are needed"
+        )
+        self.missing = tuple(missing)
+        self.num_blocks = num_blocks
+        self.missing_bytes = missing_bytes
 
 
 class PeerError(ChainserveError):
