@@ -9,18 +9,12 @@ the machine touches all alike. Figures are medians over rounds; compare ratios, 
 import argparse
 import asyncio
 import json
-import os
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +26,7 @@ free_idle_cores()  # in this process too: it is the client of every chain
 import tables
 import torch
 import uvloop
+from circumstances import PROJECT, circumstances
 from transformers import AutoModelForCausalLM
 
 from chainserve.models.resolve import resolve
@@ -42,7 +37,6 @@ MODEL = "smollm2-135m"
 SPLITS = {"1 server": ["0:30"], "2 servers": ["0:15", "15:30"], "3 servers": ["0:10", "10:20", "20:30"]}
 SESSIONS = (1, 2, 4, 8)
 PROMPTS = (128, 512)
-PROJECT = Path(__file__).parent.parent
 SEED = 0
 
 
@@ -156,25 +150,6 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def circumstances(options: argparse.Namespace) -> dict[str, Any]:
-    """What a reader needs to judge the figures, or to repeat them."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
-    with open("/proc/cpuinfo") as file:
-        cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown")
-    return {
-        "benchmark": "decode",
-        "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
-        "commit": commit.stdout.strip(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "hardware": f"{cpu}, {os.cpu_count()} cores",
-        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
-        "model": f"{MODEL}, float32, {torch.get_num_threads()} threads",
-        "seed": SEED,
-        "rounds": options.rounds,
-        "tokens": options.tokens,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -182,7 +157,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "decode.json")
     options = parser.parse_args()
     figures = uvloop.run(measure(options))
-    report = {"circumstances": circumstances(options), "figures": figures}
+    about = circumstances(
+        "decode",
+        "torch",
+        model=f"{MODEL}, float32, {torch.get_num_threads()} threads",
+        seed=SEED,
+        rounds=options.rounds,
+        tokens=options.tokens,
+    )
+    report = {"circumstances": about, "figures": figures}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(tables.decode(report))

@@ -10,24 +10,19 @@ so that neighbours on the machine matter less; it has one thread. Figures are me
 import argparse
 import json
 import math
-import os
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tables
+from circumstances import PROJECT, circumstances
 
 from chainserve.planning.allocation import allocate
 from chainserve.planning.placement import greedy_placement
+from chainserve.planning.plan import plan
 from chainserve.planning.tuning import choose_concurrency
 from chainserve.planning.values import ModelSpec, ServerProfile, Workload, total_rate
 from chainserve.types import PeerId
@@ -48,15 +43,7 @@ MODEL = ModelSpec(
     embedding_bytes=2e9,
     head_bytes=2e9,
 )
-PROJECT = Path(__file__).parent.parent
 SEED = 0
-COLUMNS = {
-    "placement": "GBP-CR",
-    "allocation": "GCA",
-    "plan": "both",
-    "pairs": "GCA, every pair its own time",
-    "search": "search over c",
-}
 
 
 def swarm(num_servers: int, rng: np.random.Generator) -> list[ServerProfile]:
@@ -97,52 +84,12 @@ def measure(num_servers: int, options: argparse.Namespace) -> dict[str, float]:
         jobs["pairs"] = lambda: allocate(profiles, MODEL, placement, pair_s=pair_s)
     if num_servers <= MOST_SEARCHED:
         jobs["search"] = lambda: choose_concurrency(profiles, MODEL, workload)
+        jobs["whole"] = lambda: plan(profiles, MODEL, workload)
         figures["candidates"] = len(choose_concurrency(profiles, MODEL, workload).candidates)
     for name, job in jobs.items():
         figures[name] = statistics.median(cpu_s(job) for _ in range(options.rounds))
-    figures["plan"] = figures["placement"] + figures["allocation"]
+    figures["both"] = figures["placement"] + figures["allocation"]
     return figures
-
-
-def growth(seconds: dict[float, float]) -> dict[float, float]:
-    """The exponent x of seconds ~ servers ** x between each number of servers and the one before."""
-    return {
-        size: math.log(seconds[size] / seconds[before]) / math.log(size / before)
-        for before, size in pairwise(sorted(seconds))
-    }
-
-
-def circumstances(options: argparse.Namespace) -> dict[str, Any]:
-    """What a reader needs to judge the figures, or to repeat them."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
-    with open("/proc/cpuinfo") as file:
-        cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown")
-    return {
-        "benchmark": "planning",
-        "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
-        "commit": commit.stdout.strip(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "hardware": f"{cpu}, {os.cpu_count()} cores",
-        "software": f"Python {platform.python_version()}, numpy {np.__version__}",
-        "model": f"{MODEL.num_blocks} blocks of {MODEL.block_bytes / 1e9:.1f} GB, concurrency {CONCURRENCY}",
-        "seed": SEED,
-        "rounds": options.rounds,
-    }
-
-
-def table(report: dict[str, Any]) -> str:
-    """CPU seconds against servers, with the exponent of growth since the row above, as Markdown."""
-    figures = report["figures"]
-    exponents = {name: growth({row["servers"]: row[name] for row in figures if name in row}) for name in COLUMNS}
-
-    def cell(name: str, row: dict[str, float]) -> str:
-        if name not in row:
-            return ""
-        exponent = exponents[name].get(row["servers"])
-        return f"{row[name]:.2g}" + ("" if exponent is None else f" (J^{exponent:.1f})")
-
-    rows = [[f"{row['servers']:,}", f"{row['chains']:,}", *(cell(name, row) for name in COLUMNS)] for row in figures]
-    return tables.table(["servers J", "chains", *(f"{column}, s" for column in COLUMNS.values())], rows)
 
 
 def main() -> None:
@@ -152,10 +99,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "planning.json")
     options = parser.parse_args()
     figures = [measure(num_servers, options) for num_servers in options.servers]
-    report = {"circumstances": circumstances(options), "figures": figures}
+    about = circumstances(
+        "planning",
+        "numpy",
+        model=f"{MODEL.num_blocks} blocks of {MODEL.block_bytes / 1e9:.1f} GB, concurrency {CONCURRENCY}",
+        seed=SEED,
+        rounds=options.rounds,
+    )
+    report = {"circumstances": about, "figures": figures}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(table(report))
+    print(tables.planning(report))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import random
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tables
@@ -76,13 +75,6 @@ def measure(options: argparse.Namespace) -> dict[str, dict[int, float]]:
     }
 
 
-def table(report: dict[str, Any]) -> str:
-    """Requests per second, as Markdown."""
-    figures = report["figures"]["requests_per_second"]
-    rows = [[name, *(f"{speed / 1000:.0f}" for speed in row.values())] for name, row in figures.items()]
-    return tables.table(["1,000 requests/s", *(f"{num} chains" for num in NUM_CHAINS)], rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -93,7 +85,7 @@ def main() -> None:
     report = {"circumstances": about, "figures": {"requests_per_second": measure(options)}}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(table(report))
+    print(tables.simulator(report))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """docs/benchmarks.md out of the results: python benchmarks/tables.py"""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,65 @@ def decode(report: dict[str, Any]) -> str:
     )
 
 
+PLANNED = {
+    "placement": "GBP-CR",
+    "allocation": "GCA",
+    "both": "both",
+    "pairs": "GCA, every pair its own time",
+    "search": "search over c",
+    "whole": "plan(), with the local search",
+}
+
+
+def planning(report: dict[str, Any]) -> str:
+    """CPU seconds against servers, with the exponent of growth since the row above: as Markdown."""
+    about, figures = report["circumstances"], report["figures"]
+
+    def cell(name: str, row: dict[str, float], before: dict[str, float] | None) -> str:
+        if name not in row:
+            return ""
+        if before is None:
+            return f"{row[name]:.2g}"
+        exponent = math.log(row[name] / before[name]) / math.log(row["servers"] / before["servers"])
+        return f"{row[name]:.2g} (J^{exponent:.1f})"
+
+    rows = [
+        [f"{row['servers']:,}", f"{row['chains']:,}", *(cell(name, row, before) for name in PLANNED)]
+        for before, row in zip([None, *figures], figures, strict=False)
+    ]
+    return "\n\n".join(
+        [
+            f"## Planning\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: {about['model']}; "
+            f"{about['hardware']}; {about['software']}; medians of {about['rounds']} rounds, CPU seconds of one core. "
+            f"In brackets the exponent with which the time grew since the row above.",
+            table(["servers J", "chains", *(f"{column}, s" for column in PLANNED.values())], rows),
+        ]
+    )
+
+
+def simulator(report: dict[str, Any]) -> str:
+    """Requests per second by policy and number of chains: as Markdown."""
+    about, figures = report["circumstances"], report["figures"]["requests_per_second"]
+    numbers = next(iter(figures.values()))
+    rows = [[name, *(f"{speed / 1000:.0f}" for speed in row.values())] for name, row in figures.items()]
+    return "\n\n".join(
+        [
+            f"## Simulating at the paper's level\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: "
+            f"{about['requests']:,} requests at a load of 0.9; {about['hardware']}; {about['software']}; medians of "
+            f"{about['rounds']} rounds, one core.",
+            "Thousands of requests per second:",
+            table(["", *(f"{num} chains" if int(num) > 1 else "1 chain" for num in numbers)], rows),
+        ]
+    )
+
+
+SECTIONS = (decode, planning, simulator)
+
+
 def main() -> None:
-    report = json.loads((PROJECT / "benchmarks" / "results" / "decode.json").read_text())
-    (PROJECT / "docs" / "benchmarks.md").write_text(f"{HEADING}\n{decode(report)}\n")
+    results = PROJECT / "benchmarks" / "results"
+    sections = [section(json.loads((results / f"{section.__name__}.json").read_text())) for section in SECTIONS]
+    (PROJECT / "docs" / "benchmarks.md").write_text("\n\n".join([HEADING.strip(), *sections]) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""What a reader needs to judge a benchmark's figures, or to repeat them."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parent.parent
+
+
+def circumstances(benchmark: str, *packages: str, **facts: Any) -> dict[str, Any]:
+    """Command, commit, day, hardware, versions of Python and the packages named, and what the benchmark adds."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
+    with open("/proc/cpuinfo") as file:
+        cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown")
+    software = [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in packages)]
+    return {
+        "benchmark": benchmark,
+        "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
+        "commit": commit.stdout.strip(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "hardware": f"{cpu}, {os.cpu_count()} cores",
+        "software": ", ".join(software),
+        **facts,
+    }
