@@ -15,6 +15,7 @@ from chainserve.models.source import TensorInfo, Traffic, digest_of, read_tensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_FILES = ("*tok*", "vocab*", "*.model", "tekken.json")
 
 
 class Shards(Protocol):
@@ -66,6 +67,9 @@ class SafetensorsSource:
         return taken
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        # The first 5.x of transformers make up a tokenizer without words where there is none.
+        if not any(any(self._folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+            raise ModelNotFoundError(f"{self.name} has no tokenizer that loads: none of its files belong to one")
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._folder)
         except (OSError, ValueError) as error:
@@ -128,7 +132,7 @@ def read_config(name: str, folder: Path) -> PretrainedConfig:
     """Config of the text decoder in `folder`; UnsupportedModelError if transformers does not know the family."""
     try:
         whole = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError) as error:
         raise UnsupportedModelError(f"{name}: its config.json does not load: {first_line(error)}") from error
     config: PretrainedConfig = whole.get_text_config(decoder=True)
     # Whether a model that also sees ties its embeddings is decided by its config as a whole.

@@ -117,10 +117,13 @@ class GgufSource:
         return taken
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        stated = _Directory(self.path).fields.get("tokenizer.ggml.add_bos_token")
+        options = {"add_bos_token": stated.contents()} if stated else {}  # the first 5.x of transformers overlook it
         with _quick_directory() if VOCABULARY_APART else nullcontext():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.path.parent, gguf_file=self.path.name
+                self.path.parent, gguf_file=self.path.name, **options
             )
+        tokenizer.clean_up_tokenization_spaces = False  # they would also take spaces before punctuation away
         return tokenizer
 
     def generation_config(self) -> GenerationConfig | None:

@@ -53,6 +53,8 @@ def load_weights(
                 made = group.transform.convert(group.target, model=model, config=model.config)
             except (RuntimeError, ValueError) as error:
                 raise WeightsError(f"the tensors of {group.target} do not fit together: {error}") from error
+            if isinstance(made, tuple):  # transformers 5.0 adds the errors it would rather collect than raise
+                made = made[0]
             for name, value in made.items():
                 _assign(model, name, value[0] if isinstance(value, list) else value, device=device)
             if len(group.sources) > 1:

@@ -21,6 +21,10 @@ from chainserve.types import Span
 class Skip(nn.Module):
     """Stands where a block is that others hold: returns the hidden states as they came."""
 
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.attention_type = getattr(block, "attention_type", None)  # some families choose masks by it
+
     def forward(self, hidden_states: Tensor, *_args: object, **_kwargs: object) -> Tensor:
         return hidden_states
 
@@ -63,8 +67,9 @@ def blocks_of(base: nn.Module) -> nn.ModuleList:
 
 def with_skips(blocks: nn.ModuleList, span: Span | None) -> nn.ModuleList:
     """The same blocks, with those outside `span` skipped."""
-    skip = Skip()
-    return nn.ModuleList(block if span is not None and index in span else skip for index, block in enumerate(blocks))
+    return nn.ModuleList(
+        block if span is not None and index in span else Skip(block) for index, block in enumerate(blocks)
+    )
 
 
 def final_norm(base: nn.Module) -> str:

@@ -5,7 +5,8 @@ but no numbers, and what its blocks ask of cache, mask and attention is noted an
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from transformers import (
     AttentionMaskInterface,
     PretrainedConfig,
 )
+from transformers.integrations.moe import ExpertsInterface
 
 from chainserve.errors import UnsupportedModelError
 from chainserve.models.attention import ATTENTION_ARGUMENTS
@@ -24,7 +26,7 @@ from chainserve.models.skeleton import build_skeleton, final_norm
 from chainserve.types import Span
 
 PROBE = "chainserve-probe"
-"""Name under which transformers finds the attention and mask functions of the probe."""
+"""Name under which transformers finds the attention, mask and experts of the probe."""
 
 IGNORED_ARGUMENTS = frozenset({"dropout", "position_ids", "use_cache", "cache_position", "output_attentions"})
 """What families pass to attention that changes nothing in inference with our cache."""
@@ -130,8 +132,14 @@ def _probe_mask(*, mask_function: Callable[..., Tensor], **_: object) -> Callabl
     return mask_function
 
 
+def _probe_experts(_experts: nn.Module, hidden: Tensor, *_: object) -> Tensor:
+    """No experts: which of them run, and how many times, is decided by numbers."""
+    return torch.empty_like(hidden)
+
+
 AttentionInterface.register(PROBE, _probe_attention)
 AttentionMaskInterface.register(PROBE, _probe_mask)
+ExpertsInterface.register(PROBE, _probe_experts)
 
 
 def _probe_blocks(config: PretrainedConfig, span: Span) -> list[_Call]:
@@ -139,19 +147,30 @@ def _probe_blocks(config: PretrainedConfig, span: Span) -> list[_Call]:
     model = build_skeleton(config, span)
     nn.Module.to(model, "meta")
     model.config._attn_implementation = PROBE
-    if hasattr(model.config, "_experts_implementation"):
-        model.config._experts_implementation = "batched_mm"  # needs no numbers to choose experts
+    model.config._experts_implementation = PROBE
     cache = _ProbeCache()
     hidden = torch.empty(1, 3, config.hidden_size, device="meta", dtype=model.dtype)
-    output = model.base_model(
-        inputs_embeds=hidden,
-        position_ids=torch.arange(3, device="meta").unsqueeze(0),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+    with _autocast_off_on_meta():
+        output = model.base_model(
+            inputs_embeds=hidden,
+            position_ids=torch.arange(3, device="meta").unsqueeze(0),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
     if output.shape != hidden.shape:
         raise ValueError(f"blocks turn hidden states of shape {tuple(hidden.shape)} into {tuple(output.shape)}")
     return cache.calls
+
+
+@contextmanager
+def _autocast_off_on_meta() -> Iterator[None]:
+    """Let families ask whether autocast is on for the meta device, as before transformers 5.4; torch would raise."""
+    known = torch.is_autocast_enabled
+    torch.is_autocast_enabled = lambda *device: device != ("meta",) and known(*device)
+    try:
+        yield
+    finally:
+        torch.is_autocast_enabled = known
 
 
 def _problem_around_blocks(config: PretrainedConfig) -> str | None:

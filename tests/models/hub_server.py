@@ -37,9 +37,9 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
 
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
-            if path == "/api/models/org/tiny/revision/main":
+            if path in (f"/api/models/org/tiny/revision/{revision}" for revision in ("main", COMMIT)):
                 return self.answer_json({"id": "org/tiny", "sha": COMMIT, "siblings": []})
-            if path == f"/api/models/org/tiny/tree/{COMMIT}":
+            if path in (f"/api/models/org/tiny/tree/{revision}" for revision in ("main", COMMIT)):
                 return self.answer_json(
                     [
                         {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}

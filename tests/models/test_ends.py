@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from tiny_models import FAMILIES, A, TinyChain, filled, random_ids, random_model
-from transformers import GraniteConfig, PretrainedConfig
+from transformers import CohereConfig, PretrainedConfig
 
 from chainserve.errors import FrameError
 from chainserve.models.ends import Ends
@@ -13,7 +13,7 @@ from chainserve.models.skeleton import build_skeleton
 from chainserve.models.wire import from_wire, to_wire
 from chainserve.protocol.messages import WireTensor
 
-SCALED_LOGITS = GraniteConfig(**{**FAMILIES["llama"].to_dict(), "model_type": "granite"}, logits_scaling=8.0)
+SCALED_LOGITS = CohereConfig(**{**FAMILIES["llama"].to_dict(), "model_type": "cohere"}, logit_scale=0.125)
 CPU = torch.device("cpu")
 
 

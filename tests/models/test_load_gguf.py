@@ -33,13 +33,15 @@ def whole_smollm2() -> PreTrainedModel:
 def test_bundled_model_has_the_config_transformers_gives_it(smollm2: ModelSource) -> None:
     assert smollm2.name == "smollm2-135m"
     assert smollm2.num_blocks == 30
-    assert smollm2.config == AutoConfig.from_pretrained(BUNDLED.parent, gguf_file=BUNDLED.name)
+    theirs = AutoConfig.from_pretrained(BUNDLED.parent, gguf_file=BUNDLED.name)
+    assert {**smollm2.config.to_dict(), "_name_or_path": ""} == {**theirs.to_dict(), "_name_or_path": ""}
 
 
 @pytest.mark.slow
 def test_bundled_model_has_a_tokenizer_that_chats(smollm2: ModelSource) -> None:
     tokenizer = smollm2.tokenizer()
-    assert tokenizer.decode(tokenizer("A swarm answers.")["input_ids"]) == "A swarm answers."
+    text = "A swarm answers . It 's here."
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False).endswith("<|im_end|>\n")
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, HIDDEN, NUM_BLOCKS, VOCAB
+from tiny_models import FAMILIES, HIDDEN, NUM_BLOCKS, VOCAB, expected_hidden, random_ids, random_model
+from torch import Tensor
 from transformers import (
     ApertusConfig,
+    AttentionInterface,
     BertConfig,
-    DeepseekV3Config,
     DiffLlamaConfig,
     FalconConfig,
     Gemma3Config,
@@ -28,6 +29,7 @@ from transformers import (
     Qwen3NextConfig,
     T5Config,
 )
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from chainserve.errors import SpanError, UnsupportedModelError
 from chainserve.models.skeleton import build_skeleton
@@ -130,7 +132,7 @@ def test_families_that_the_runner_computes_are_supported(config: PretrainedConfi
         (T5Config(num_layers=2), "no causal language model of this type"),
         (PretrainedConfig(auto_map={"AutoModel": "theirs.py"}), "code from its repository, which is never run"),
         (Gemma3Config(), "only decoder-only text models"),
-        (MambaConfig(num_hidden_layers=2), "linear_attention"),
+        (MambaConfig(num_hidden_layers=2), "linear_attention|blocks of type mamba|no final norm"),
         (Qwen3NextConfig(), "blocks of type linear_attention"),
         (Llama4TextConfig(), "blocks of type chunked_attention"),
         (LlamaConfig(**SMALL, rope_parameters=DYNAMIC), "rotary embeddings of type dynamic"),
@@ -140,9 +142,7 @@ def test_families_that_the_runner_computes_are_supported(config: PretrainedConfi
         (Gemma3nTextConfig(), "embed_tokens_per_layer"),
         (LlamaConfig(**SMALL, quantization_config={"quant_method": "gptq"}), "weights quantized by gptq"),
         (FalconConfig(num_hidden_layers=2), "its blocks do not run on their own"),
-        (DeepseekV3Config(num_hidden_layers=2), "they use shape of cached keys outside of attention"),
-        (LlamaConfig(**SMALL, is_causal=False), "passes is_causal to attention"),
-        (DiffLlamaConfig(**SMALL), r"block 0 is not one causal self-attention with a cache \(2 found\)"),
+        (DiffLlamaConfig(**SMALL), r"cache \(2 found\)|do not run on their own"),
         (Qwen2MoeConfig(**SMALL, sliding_window=4, use_sliding_window=True, max_window_layers=1), "attention mask"),
     ],
     ids=lambda value: value.model_type if isinstance(value, PretrainedConfig) else "",
@@ -150,6 +150,42 @@ def test_families_that_the_runner_computes_are_supported(config: PretrainedConfi
 def test_what_is_unsupported_is_named(config: PretrainedConfig, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
         check_supported(config)
+
+
+@pytest.mark.parametrize(
+    ("num_calls", "arguments", "reason"),
+    [
+        (2, {}, r"block 0 is not one causal self-attention with a cache \(2 found\)"),
+        (1, {"is_causal": False}, "block 0 passes is_causal to attention"),
+        (0, {}, "they use shape of cached keys outside of attention"),
+    ],
+)
+def test_what_blocks_do_with_cache_and_attention_is_named(
+    monkeypatch: pytest.MonkeyPatch, num_calls: int, arguments: dict[str, Any], reason: str
+) -> None:
+    def forward(self: LlamaAttention, hidden_states: Tensor, past_key_values: Any, **_: object) -> tuple[Tensor, None]:
+        states = hidden_states.unflatten(-1, (4, 16)).transpose(1, 2)
+        keys, values = past_key_values.update(states, states, self.layer_idx)
+        attend = AttentionInterface()[self.config._attn_implementation]
+        for _ in range(num_calls):
+            outputs, _ = attend(self, states, keys, values, None, **arguments)
+        return (outputs.flatten(-2) if num_calls else keys.shape), None
+
+    monkeypatch.setattr(LlamaAttention, "forward", forward)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        check_supported(LlamaConfig(**SMALL))
+
+
+def test_a_model_is_refused_exactly_if_transformers_lets_it_look_ahead() -> None:
+    """transformers before 5.3 takes no notice of is_causal."""
+    config = LlamaConfig(**SMALL, is_causal=False)
+    model = random_model(config)
+    ids = random_ids(3, seed=0)
+    if torch.allclose(expected_hidden(model, ids)[:1], expected_hidden(model, ids[:1]), atol=1e-5):
+        check_supported(config)
+    else:
+        with pytest.raises(UnsupportedModelError, match="passes is_causal to attention"):
+            check_supported(config)
 
 
 def test_the_cache_takes_keys_and_values_of_every_block() -> None:

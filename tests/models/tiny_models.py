@@ -17,6 +17,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+from transformers.models.gemma2 import modeling_gemma2
 
 from chainserve.models.cache import KVCache
 from chainserve.models.runner import Runner
@@ -51,6 +52,8 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "qwen3-moe": Qwen3MoeConfig(**_SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
     "gpt-oss": GptOssConfig(**_SIZES, **_EXPERTS, sliding_window=WINDOW),
 }
+if not hasattr(modeling_gemma2, "Gemma2TextScaledWordEmbedding"):
+    del FAMILIES["gemma2"]  # before transformers 5.4 its forward scales what it is given, which is refused
 
 
 def random_model(config: PretrainedConfig) -> PreTrainedModel:

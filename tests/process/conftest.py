@@ -30,7 +30,9 @@ def make_swarm(tmp_path: Path) -> Iterator[MakeSwarm]:
 def reference() -> Reference:
     path = Path(resolve(MODEL).path)
     loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    return Reference(loaded, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name))
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer.pad_token = tokenizer.eos_token  # the first 5.x of transformers name none
+    return Reference(loaded, tokenizer)
 
 
 @pytest.fixture(scope="session")
