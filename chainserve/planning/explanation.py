@@ -44,7 +44,8 @@ def _summary(plan: Plan) -> Iterator[str]:
         f"c = {chosen.concurrency}: with cache reserved for {_count(chosen.concurrency, 'session')} per chain GBP-CR "
         f"gives {why} of {_count(len(tried), 'value')} tried, {tried[0].concurrency} to {tried[-1].concurrency}"
     )
-    moved = [peer for peer in plan.placement if plan.placement[peer] != plan.greedy.placement[peer]]
+    greedy = plan.greedy.placement.spans
+    moved = [peer for peer in greedy if plan.placement[peer] != greedy[peer]]
     if moved:
         yield f"the search moved {_count(len(moved), 'server')} from there"
 

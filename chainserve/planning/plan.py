@@ -102,15 +102,19 @@ def plan(
     def switching_s(placement: Placement) -> float:
         return s_per_byte * moved_bytes(before, placement, model) if before is not None else 0.0
 
+    starts = [ordered] if before is None else [_staying(ordered, model, before), ordered]
+    pinned = {profile.peer: profile.pinned for profile in ordered if profile.pinned is not None}
+    if 0 < len(pinned) < len(ordered):  # woven into every chain they meet, slow ones would hold up the others
+        starts.append(tuple(profile for profile in ordered if profile.peer not in pinned))
     best: tuple[Judged, ConcurrencyChoice] | None = None
-    for start in (ordered,) if before is None else (_staying(ordered, model, before), ordered):
+    for start in starts:
         choice = choose_concurrency(start, model, workload, pair_s=pair_s)
         if choice.placement is None:
             continue
         improved = improve(
             ordered,
             model,
-            choice.placement.placement,
+            Placement({**choice.placement.placement.spans, **pinned}),
             arrival_rate=workload.arrival_rate,
             extra_s=switching_s,
             pair_s=pair_s,

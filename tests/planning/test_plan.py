@@ -167,6 +167,15 @@ def test_a_place_that_a_server_can_no_longer_keep_is_forgotten() -> None:
     assert len(found.placement[A]) < 4
 
 
+def test_a_slow_pinned_server_holds_nobody_up() -> None:
+    fast = [server(A, 3.8, block_s=0.1), server(B, 1.7, block_s=0.1)]
+    alone = plan(fast, MODEL, LIGHT, search_effort=0)
+    found = plan([*fast, server(C, 3, block_s=50, pinned=Span(2, 4))], MODEL, LIGHT, search_effort=0)
+    assert found.placement[C] == Span(2, 4)
+    assert found.bounds.lower_s <= alone.bounds.lower_s
+    assert lines(found)["c"].endswith("pinned by its owner")
+
+
 def test_only_what_a_serving_server_has_to_load_anew_counts_as_moved() -> None:
     before = Placement({A: Span(0, 3), B: Span(2, 4)})
     after = Placement({A: Span(1, 4), C: Span(0, 4)})
