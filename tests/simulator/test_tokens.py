@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from token_swarms import SPEED, A, B, C, planned, play, server
 
 from chainserve.planning.dispatch import JoinIdle, JoinShortestQueue, RandomChain, ShortestExpectedDelay
+from chainserve.planning.times import BlockTimes
 from chainserve.simulator.engine import InvariantError
 from chainserve.simulator.report import summarize
-from chainserve.simulator.times import BlockTimes
 from chainserve.simulator.tokens.run import CLIENT
 from chainserve.simulator.tokens.values import Link, Mode, Protocol, ServerSpeed
 from chainserve.simulator.workloads import make_requests

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from chainserve.planning.profile import StepTimes
+from chainserve.planning.times import BlockTimes
 from chainserve.planning.values import require
-from chainserve.simulator.times import BlockTimes
 from chainserve.types import PeerId
 
 
@@ -54,7 +55,7 @@ class TokenServer:
     """A server: how fast it is, and how much it holds."""
 
     peer: PeerId
-    speed: ServerSpeed
+    speed: ServerSpeed | StepTimes  # from terms, or as measured
     cache_tokens: int  # room for keys and values in tokens times blocks, beside the weights of the blocks it serves
     max_batch_tokens: int = 1024  # per iteration
 
