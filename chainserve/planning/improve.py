@@ -101,7 +101,7 @@ def improve(
             found = judged(neighbour)
             if found.is_better_than(best):
                 best = found
-        num_settled = num_settled + 1 if best is before else 1
+        num_settled = num_settled + 1 if best is before else 0
     return best
 
 
