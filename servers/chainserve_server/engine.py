@@ -6,10 +6,11 @@ locks.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
@@ -50,25 +51,46 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Forward:
+    """One packed forward: what it ran, as a profile counts it, and how long it took."""
+
+    span: Span
+    num_decode: int  # steps of one token
+    num_prefill_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What an iteration gave: messages to pass on, and sessions that cannot go on."""
 
     messages: list[tuple[PeerId, Activations]]
     failures: list[tuple[SessionId, FailureCode, str]]
+    forwards: list[Forward] = field(default_factory=list)
 
 
 Emit = Callable[[PeerId, Activations], None]
 Fail = Callable[[SessionId, FailureCode, str], None]
+Observe = Callable[[Forward], None]
 
 
 class Engine:
     """Runs the work of all sessions, in order within a session, batched across sessions."""
 
-    def __init__(self, runner: Runner, *, max_batch_tokens: int, emit: Emit, fail: Fail) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        max_batch_tokens: int,
+        emit: Emit,
+        fail: Fail,
+        observe: Observe = lambda _forward: None,
+    ) -> None:
         self.runner = runner
         self._max_batch_tokens = max_batch_tokens
         self._emit = emit
         self._fail = fail
+        self._observe = observe
         self._queues: dict[SessionId, deque[Work | Reorder]] = {}
         self._released: list[SessionId] = []
         self._wake = asyncio.Event()
@@ -110,6 +132,8 @@ class Engine:
                     self._emit(receiver, message)
                 for failure in outcome.failures:
                     self._fail(*failure)
+                for forward in outcome.forwards:
+                    self._observe(forward)
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -166,13 +190,23 @@ def run_batch(runner: Runner, batch: Batch) -> Outcome:
     for span, same_span in groupby(batch.works, key=lambda work: work.span):
         works = list(same_span)
         while works:
+            began = time.perf_counter()
             try:
                 outcome.messages.extend(run_works(runner, works, span))
-                break
             except StepError as error:  # raised before anything ran: go on without that session
                 outcome.failures.append((SessionId(error.session), FailureCode.BAD_MESSAGE, str(error)))
                 works = [work for work in works if work.step.session != error.session]
+            else:
+                outcome.forwards.append(forward_of(works, span, seconds=time.perf_counter() - began))
+                break
     return outcome
+
+
+def forward_of(works: list[Work], span: Span, *, seconds: float) -> Forward:
+    """What to say of a forward that ran `works`."""
+    num_tokens = [work.step.num_tokens for work in works]
+    num_decode = num_tokens.count(1)
+    return Forward(span, num_decode, sum(num_tokens) - num_decode, seconds)
 
 
 def run_works(runner: Runner, works: list[Work], span: Span) -> list[tuple[PeerId, Activations]]:

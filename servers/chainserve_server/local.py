@@ -51,11 +51,20 @@ class LocalServer:
 class LocalSwarm:
     """Servers of one model; the first one starts the swarm, the others join it.
 
-    Each server keeps its key and its output in `folder`. Leaving the `with` block stops them all.
+    Each server keeps its key and its output in `folder`. Leaving the `with` block stops them all. `program` is what
+    Python runs: the server, or something around it.
     """
 
-    def __init__(self, model: str, folder: Path, *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        folder: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "chainserve_server.cli"),
+    ) -> None:
         self.model = model
+        self._program = program
         self.servers: list[LocalServer] = []
         self._folder = folder
         self._environment = {**os.environ, **(environment or {})}
@@ -77,7 +86,7 @@ class LocalSwarm:
     def launch(self, span: str, arguments: Sequence[str] = ()) -> LocalServer:
         """Start a server and do not wait, except for the token to join with."""
         name = f"server-{len(self.servers)}"
-        command = [sys.executable, "-m", "chainserve_server.cli", "--model", self.model, "--blocks", span]
+        command = [sys.executable, *self._program, "--model", self.model, "--blocks", span]
         command += ["--identity", str(self._folder / f"{name}.key"), *arguments]
         if self.servers:
             command += ["--join", self.token]
