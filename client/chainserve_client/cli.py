@@ -1,4 +1,4 @@
-"""`chainserve chat` and `chainserve generate`: a swarm from the terminal."""
+"""`chainserve`: talk to a swarm, look at it, and plan one, from the terminal."""
 
 import argparse
 import asyncio
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from chainserve import __version__
 from chainserve.errors import ChainserveError
 from chainserve.runtime.cores import free_idle_cores
+from chainserve_client import plan_command
 from chainserve_client.parameters import GenerationOptions
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     free_idle_cores()
     try:
+        if options.command == "plan":
+            print(plan_command.run(options))
+            return 0
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(chat(options) if options.command == "chat" else generate(options))
+            runner.run(COMMANDS[options.command](options))
     except ChainserveError as error:
         print(f"chainserve: {error}", file=sys.stderr)
         return 2
@@ -38,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="chainserve", description="Talk to a chainserve swarm.")
+    parser = argparse.ArgumentParser(
+        prog="chainserve", description="Talk to a chainserve swarm, look at it, or plan one."
+    )
     parser.add_argument("--version", action="version", version=f"chainserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
@@ -55,6 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", metavar="TEXT", help="what the model is told first")
     generate = commands.add_parser("generate", parents=[common], help="continue a text")
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    status = commands.add_parser("status", help="show who is in a swarm and what they hold")
+    status.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    status.add_argument("--json", action="store_true", help="print everything as JSON")
+    plan_command.add_parser(commands)
     return parser
 
 
@@ -88,6 +98,14 @@ async def chat(options: argparse.Namespace) -> None:
             messages.append({"role": "assistant", "content": answer.text})
 
 
+async def status(options: argparse.Namespace) -> None:
+    """Show the live view."""
+    from chainserve_client.status import read_status, to_json, to_text
+
+    current = await read_status(options.token)
+    print(to_json(current) if options.json else to_text(current))
+
+
 async def connect(options: argparse.Namespace) -> "AsyncClient":
     from chainserve_client.client import AsyncClient
     from chainserve_client.parameters import Parameters
@@ -113,6 +131,9 @@ def report(answer: "Generation") -> None:
         f"first after {answer.first_token_s:.2f} s, over {answer.chain}]",
         file=sys.stderr,
     )
+
+
+COMMANDS = {"chat": chat, "generate": generate, "status": status}
 
 
 if __name__ == "__main__":
