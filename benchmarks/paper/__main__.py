@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from circumstances import PROJECT, circumstances
-from paper import allocation, beyond, concurrency, dispatch, network, overall, page, placement, trace
+from paper import allocation, beyond, concurrency, dispatch, moving, network, overall, page, placement, trace
 from paper.plots import save
 from paper.settings import World
 
@@ -29,6 +29,7 @@ RESULTS = {
     "overall": overall,
     "trace": trace,
     "beyond": beyond,
+    "moving": moving,
 }
 SECTIONS = {
     **{name: (name, module.describe) for name, module in RESULTS.items()},

@@ -75,7 +75,7 @@ def measure(world: World, num_runs: int) -> dict[str, Any]:
 
 
 def _small_swarm(world: World, served: Served, num_servers: int, links: str, rng: np.random.Generator) -> Swarm:
-    swarm = make_swarm(world, served, kinds=[_card(rng) for _ in range(num_servers)], rng=rng)
+    swarm = make_swarm(world, served, kinds=[card(rng) for _ in range(num_servers)], rng=rng)
     if links == "European":
         return swarm
     trips_s = {peer: float(rng.choice(ROUND_TRIPS_S)) for peer in swarm.servers}
@@ -95,7 +95,8 @@ def _pairs(swarm: Swarm, rng: np.random.Generator) -> dict[tuple[PeerId, PeerId]
     return pair_s
 
 
-def _card(rng: np.random.Generator) -> Kind:
+def card(rng: np.random.Generator) -> Kind:
+    """One of the cards that people have."""
     slowness = rng.choice(SLOWNESS)
     return Kind(
         memory_bytes=USABLE * GB * rng.choice(MEMORIES_GB),
