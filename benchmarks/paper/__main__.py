@@ -3,7 +3,8 @@
     python benchmarks/paper [--only NAME ...] [--runs N] [--data FOLDER] [--quick]
 
 The folder holds the RIPE Atlas table and the Azure trace; made-up data takes the place of what is not there, and the
-results say so. All of it takes about ten minutes of one core. `--quick` makes one run of each into a temporary folder.
+results say so. All of it takes about a quarter of an hour of one core. `--quick` makes one run of each into a temporary
+folder.
 """
 
 import argparse
