@@ -1,5 +1,6 @@
-"""What a reader needs to judge a benchmark's figures, or to repeat them."""
+"""What a reader needs to judge a benchmark's figures, or to repeat them, and where both are kept."""
 
+import json
 import os
 import platform
 import shlex
@@ -28,3 +29,11 @@ def circumstances(benchmark: str, *packages: str, **facts: Any) -> dict[str, Any
         "software": ", ".join(software),
         **facts,
     }
+
+
+def keep(path: Path, about: dict[str, Any], figures: Any) -> dict[str, Any]:
+    """Write circumstances and figures as JSON; both as one report. ValueError for figures that are not finite."""
+    report = {"circumstances": about, "figures": figures}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    return report

@@ -8,7 +8,6 @@ the machine touches all alike. Figures are medians over rounds; compare ratios, 
 
 import argparse
 import asyncio
-import json
 import statistics
 import tempfile
 import time
@@ -26,7 +25,7 @@ free_idle_cores()  # in this process too: it is the client of every chain
 import tables
 import torch
 import uvloop
-from circumstances import PROJECT, circumstances
+from circumstances import PROJECT, circumstances, keep
 from transformers import AutoModelForCausalLM
 
 from chainserve.models.resolve import resolve
@@ -165,10 +164,7 @@ def main() -> None:
         rounds=options.rounds,
         tokens=options.tokens,
     )
-    report = {"circumstances": about, "figures": figures}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(tables.decode(report))
+    print(tables.decode(keep(options.output, about, figures)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ so that neighbours on the machine matter less; it has one thread. Figures are me
 """
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import tables
-from circumstances import PROJECT, circumstances
+from circumstances import PROJECT, circumstances, keep
 
 from chainserve.planning.allocation import allocate
 from chainserve.planning.placement import greedy_placement
@@ -106,10 +105,7 @@ def main() -> None:
         seed=SEED,
         rounds=options.rounds,
     )
-    report = {"circumstances": about, "figures": figures}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(tables.planning(report))
+    print(tables.planning(keep(options.output, about, figures)))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ free_idle_cores()  # in this process too: it measures as a server would, and is 
 import tables
 import torch
 import uvloop
-from circumstances import PROJECT, circumstances
+from circumstances import PROJECT, circumstances, keep
 
 from chainserve.models.measure import measure
 from chainserve.models.profiles import profile_of
@@ -170,10 +170,7 @@ def main() -> None:
         rounds=options.rounds,
         tokens=options.tokens,
     )
-    report = {"circumstances": about, "figures": figures}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(tables.profiles(report))
+    print(tables.profiles(keep(options.output, about, figures)))
 
 
 if __name__ == "__main__":

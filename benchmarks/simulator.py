@@ -8,7 +8,6 @@ medians over rounds.
 """
 
 import argparse
-import json
 import random
 import statistics
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import tables
-from circumstances import PROJECT, circumstances
+from circumstances import PROJECT, circumstances, keep
 
 from chainserve.planning.dispatch import (
     JoinFastestFree,
@@ -82,10 +81,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "simulator.json")
     options = parser.parse_args()
     about = circumstances("simulator", "numpy", seed=SEED, rounds=options.rounds, requests=options.requests)
-    report = {"circumstances": about, "figures": {"requests_per_second": measure(options)}}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(tables.simulator(report))
+    print(tables.simulator(keep(options.output, about, {"requests_per_second": measure(options)})))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ folder.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from circumstances import PROJECT, circumstances
+from circumstances import PROJECT, circumstances, keep
 from paper import allocation, beyond, concurrency, dispatch, moving, network, overall, page, placement, trace
 from paper.plots import save
 from paper.settings import World
@@ -57,14 +56,12 @@ def main() -> None:
 
 def run(names: list[str], world: World, *, num_runs: int, results: Path, plots: Path) -> None:
     """Measure, write and draw."""
-    for folder in (results, plots):
-        folder.mkdir(parents=True, exist_ok=True)
+    plots.mkdir(parents=True, exist_ok=True)
     for name in names:
         began_s = time.monotonic()
         figures = RESULTS[name].measure(world, num_runs)
         about = circumstances(f"paper: {name}", "numpy", "scipy", seed=0, runs=num_runs, sources=dict(world.sources))
-        report = {"circumstances": about, "figures": figures}
-        (results / f"{name}.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        keep(results / f"{name}.json", about, figures)
         save(RESULTS[name].plot(figures), plots / f"{name}.svg")
         print(f"{name}: {time.monotonic() - began_s:.0f} s", flush=True)
 
