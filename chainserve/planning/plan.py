@@ -82,6 +82,7 @@ def plan(
     search_effort: int = SEARCH_EFFORT,
     before: Placement | None = None,
     s_per_byte: float = 0.0,
+    concurrencies: Sequence[int] | None = None,
 ) -> Plan:
     """Place blocks (GBP-CR), choose c by the lower bound, improve single spans, allocate cache to chains (GCA).
 
@@ -91,7 +92,9 @@ def plan(
 
     With a placement `before`, servers stay where they are unless moving pays: every byte that a server which holds
     blocks already has to load costs `s_per_byte` seconds of predicted mean response time (delta of the switching
-    cost). If the servers cannot bear the arrival rate, the plan is the one whose queue grows slowest.
+    cost). If the servers cannot bear the arrival rate, the plan is the one whose queue grows slowest. `concurrencies`
+    are the values of c to try, if not all or a search: what a large swarm needs that plans every few minutes. If none
+    of them makes a chain, others are tried after all.
 
     NoPlanError if the servers have no room for all blocks; ValueError for bad numbers, two profiles of one server, and
     pinned spans outside the model or too large for their servers.
@@ -108,7 +111,7 @@ def plan(
         starts.append(tuple(profile for profile in ordered if profile.peer not in pinned))
     best: tuple[Judged, ConcurrencyChoice] | None = None
     for start in starts:
-        choice = choose_concurrency(start, model, workload, pair_s=pair_s)
+        choice = choose_concurrency(start, model, workload, pair_s=pair_s, only=concurrencies)
         if choice.placement is None:
             continue
         improved = improve(
@@ -122,6 +125,16 @@ def plan(
         )
         if best is None or improved.is_better_than(best[0]):
             best = improved, choice
+    if best is None and concurrencies is not None:
+        return plan(
+            ordered,
+            model,
+            workload,
+            pair_s=pair_s,
+            search_effort=search_effort,
+            before=before,
+            s_per_byte=s_per_byte,
+        )
     if best is None:
         raise _no_plan(ordered, model)
     judged, choice = best

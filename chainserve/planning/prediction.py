@@ -29,21 +29,25 @@ def predict(
     *,
     input_tokens: float,
     pair_hop_s: PairSeconds | None = None,
+    pair_prompt_s: PairSeconds | None = None,
 ) -> Prediction:
     """Split the service time of a chain (Eq. 2) at the first token, which the prefill yields.
 
     `pair_hop_s[i, j]` is the seconds of one message from i to j; heads, and pairs that are not in it, have the `hop_s`
-    of their server. With n output tokens the service time is `first_token_s + (n - 1) * token_s`. ValueError for a
-    negative number of tokens.
+    of their server. `pair_prompt_s[i, j]` is how many more the prompt takes from i to j, which counts where the link is
+    slow; none where it is absent. With n output tokens the service time is `first_token_s + (n - 1) * token_s`.
+    ValueError for a negative number of tokens.
     """
     require("input_tokens", input_tokens, positive=False)
-    pairs = pair_hop_s or {}
+    pairs, prompts = pair_hop_s or {}, pair_prompt_s or {}
     first_token_s = token_s = 0.0
     before: PeerId | None = None
     for hop in chain.hops:
         server = servers[hop.peer]
-        hop_s = server.hop_s if before is None else pairs.get((before, hop.peer), server.hop_s)
-        first_token_s += hop_s + len(hop.span) * server.block.request_s(input_tokens, 1)
+        hop_s, prompt_s = server.hop_s, 0.0
+        if before is not None:
+            hop_s, prompt_s = pairs.get((before, hop.peer), hop_s), prompts.get((before, hop.peer), 0.0)
+        first_token_s += hop_s + prompt_s + len(hop.span) * server.block.request_s(input_tokens, 1)
         token_s += hop_s + len(hop.span) * server.block.decode_s
         before = hop.peer
     return Prediction(first_token_s=first_token_s, token_s=token_s)

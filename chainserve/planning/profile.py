@@ -4,11 +4,13 @@ import statistics
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Self
 
 import numpy as np
 
+from chainserve.planning.fields import flag, number, whole
 from chainserve.planning.times import BlockTimes, ServerTimes
 from chainserve.planning.values import ModelSpec, require
 
@@ -66,9 +68,11 @@ class BlockProfile:
     head_bytes: int  # with the final norm
     is_tied: bool  # embedding and head share their weights
     token_bytes: int  # keys and values of one token in one block
+    activation_bytes: int  # at most, of a forward of the largest batch, beside weights and cache
 
     def __post_init__(self) -> None:
         require("block_bytes", self.block_bytes)
+        require("activation_bytes", self.activation_bytes, positive=False)
         require("embedding_bytes", self.embedding_bytes, positive=False)
         require("head_bytes", self.head_bytes, positive=False)
         require("token_bytes", self.token_bytes)
@@ -95,8 +99,11 @@ class BlockProfile:
             values = dict(fields)  # type: ignore[call-overload]
             times = dict(values.pop("times"))
             for name in ("prefill", "decode"):
-                times[name] = tuple((int(size), float(seconds)) for size, seconds in times[name])
-            return cls(times=StepTimes(**times), **values)
+                times[name] = tuple((whole(size), number(seconds)) for size, seconds in times[name])
+            times["forward_s"] = number(times["forward_s"])
+            is_tied = flag(values.pop("is_tied"))
+            num_bytes = {name: whole(value) for name, value in values.items()}
+            return cls(times=StepTimes(**times), is_tied=is_tied, **num_bytes)
         except (TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"not a profile: {error!r}") from None
 
@@ -126,6 +133,7 @@ class Timings:
         return StepTimes(forward_s=forward_s, prefill=per_block(prefill), decode=per_block(decode))
 
 
+@lru_cache(maxsize=1024)
 def nearest_line(points: Points) -> tuple[float, float]:
     """Seconds at size 0 and per unit of size, neither negative, with the least squares of relative errors."""
     sizes, seconds = np.array(points, dtype=float).T

@@ -70,13 +70,16 @@ def choose_concurrency(
     exhaustive: bool = False,
     place_all: bool = True,
     pair_s: PairSeconds | None = None,
+    only: Sequence[int] | None = None,
 ) -> ConcurrencyChoice:
     """Take the c with the least lower (or upper) bound on the mean response time (section 3.2.3), or surrogate (Eq. 9).
 
     Of equals it is the smallest. Where the method finds no c to be enough, it is the c with the greatest total rate.
     Small swarms try every c from 1 to `c_max`. Large ones try a coarse grid, and then refine it around the best:
-    the bounds jump where servers gain or lose a block, so this may miss the best c; `exhaustive` never does.
-    `place_all` and `pair_s` are those of `greedy_placement` and `allocate`, and so are the errors.
+    the bounds jump where servers gain or lose a block, so this may miss the best c; `exhaustive` never does. With
+    `only` these values are tried and no others, the closest possible for those below 1 or beyond `c_max`.
+    `place_all` and `pair_s` are those of `greedy_placement` and `allocate`, and so are the errors; ValueError if
+    `only` is empty.
     """
 
     def attempt(concurrency: int, before: _Trial | None) -> _Trial:
@@ -101,14 +104,19 @@ def choose_concurrency(
 
     largest = max(1, c_max(profiles, model))
     tries_all = exhaustive or len(profiles) * largest <= CHEAP
-    fresh = list(range(1, largest + 1)) if tries_all else _grid(largest)
+    if only is not None:
+        if not only:
+            raise ValueError("there is no concurrency to try")
+        fresh = sorted({max(1, min(concurrency, largest)) for concurrency in only})
+    else:
+        fresh = list(range(1, largest + 1)) if tries_all else _grid(largest)
     tried: dict[int, Candidate] = {}
     while fresh:
         trial = None
         for concurrency in fresh:
             trial = attempt(concurrency, trial)
             tried[concurrency] = trial.candidate
-        fresh = _around_best(tried, cost)
+        fresh = [] if only is not None else _around_best(tried, cost)
     candidates = tuple(tried[concurrency] for concurrency in sorted(tried))
     chosen = min(candidates, key=cost)
     if chosen.rate == 0:

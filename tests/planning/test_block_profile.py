@@ -15,7 +15,15 @@ from chainserve.types import PeerId
 
 CHUNKS, BATCHES = (8, 32, 128, 512), (1, 2, 4, 8, 16)
 TIMES = StepTimes(forward_s=0.001, prefill=((10, 0.02), (100, 0.11)), decode=((1, 0.004), (2, 0.01), (8, 0.016)))
-PROFILE = BlockProfile(times=TIMES, block_bytes=1000, embedding_bytes=300, head_bytes=310, is_tied=True, token_bytes=16)
+PROFILE = BlockProfile(
+    times=TIMES,
+    block_bytes=1000,
+    embedding_bytes=300,
+    head_bytes=310,
+    is_tied=True,
+    token_bytes=16,
+    activation_bytes=200,
+)
 positive = st.floats(1e-6, 1.0)
 
 
@@ -98,6 +106,14 @@ def test_a_line_falls_nowhere() -> None:
     assert 1 < slope < 2.5
 
 
+def test_a_line_is_fitted_once_for_equal_points() -> None:
+    nearest_line.cache_clear()
+    points = [replace(TIMES, prefill=((3, 0.125), (5, 0.25), (7, seconds))) for seconds in (0.5, 0.5, 0.75)]
+    first, second, other = (times.block for times in points)
+    assert nearest_line.cache_info().misses == 2
+    assert first == second != other
+
+
 def test_planning_sees_times_per_message_and_per_block() -> None:
     server = PROFILE.server_times(0.05).profile(PeerId("a"), 1e9, input_tokens=100, output_tokens=11)
     assert server.communication_s == pytest.approx(11 * 0.051)
@@ -127,6 +143,8 @@ def test_a_profile_survives_json() -> None:
         {"times": asdict(TIMES) | {"decode": [[float("inf"), 2], [1, 2]]}},
         {"block_bytes": 0},
         {"token_bytes": None},
+        {"activation_bytes": -1},
+        {"activation_bytes": "few"},
         {"unknown": 1},
     ],
 )

@@ -1,6 +1,7 @@
 """The one call: equal inputs give equal plans, everyone willing is placed, and it says why."""
 
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -96,6 +97,34 @@ def test_blocks_held_without_room_for_cache_are_missing() -> None:
     with pytest.raises(NoPlanError) as caught:
         plan([server(A, 2.8, pinned=Span(0, 2)), server(B, 2.5, pinned=Span(2, 4))], MODEL, LIGHT)
     assert caught.value.missing == (2, 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(servers(max_servers=4), models(), st.floats(0.01, 1), st.lists(st.integers(1, 40), min_size=1, max_size=3))
+def test_with_few_concurrencies_to_try_there_is_a_plan_whenever_there_is_one(
+    profiles: tuple[ServerProfile, ...], model: ModelSpec, arrival_rate: float, concurrencies: list[int]
+) -> None:
+    workload = Workload(arrival_rate=arrival_rate)
+    try:
+        every = plan(profiles, model, workload, search_effort=0)
+    except NoPlanError as error:
+        with pytest.raises(NoPlanError, match=re.escape(f"{error}")):
+            plan(profiles, model, workload, search_effort=0, concurrencies=concurrencies)
+        return
+    found = plan(profiles, model, workload, search_effort=0, concurrencies=concurrencies)
+    assert set(found.candidates) <= set(every.candidates)
+    assert found.placement.missing(model.num_blocks) == ()
+    same = plan(profiles, model, workload, search_effort=0, concurrencies=[every.chosen.concurrency])
+    assert (same.placement, same.chains) == (every.placement, every.chains)
+
+
+def test_a_concurrency_for_which_nothing_has_room_is_not_the_end() -> None:
+    found = plan([server(A, 6)], MODEL, LIGHT, concurrencies=(45,))  # with cache for so many, room for one block
+    assert found.placement.spans == {A: Span(0, 4)}
+    assert found == plan([server(A, 6)], MODEL, LIGHT)
+    assert [
+        candidate.concurrency for candidate in plan([server(A, 6)], MODEL, LIGHT, concurrencies=(2,)).candidates
+    ] == [2]
 
 
 def test_an_overload_says_by_how_much() -> None:

@@ -19,6 +19,7 @@ SERVERS = {
     B: ServerTimes(hop_s=0.05, block=BlockTimes(overhead_s=0.002, prefill_s=0.00007, decode_s=0.001)),
 }
 SECONDS = st.floats(0, 1)
+PAIRS = st.dictionaries(st.sampled_from([(A, B), (B, C), (C, B), (A, C)]), SECONDS)
 TIMES = st.builds(
     ServerTimes,
     hop_s=SECONDS,
@@ -41,16 +42,25 @@ def test_a_known_pair_has_its_own_way_and_the_head_keeps_that_of_the_client() ->
     assert plain.token_s - paired.token_s == pytest.approx(0.049)
 
 
+def test_a_prompt_takes_longer_over_a_slow_link_and_further_tokens_do_not() -> None:
+    plain = predict(CHAIN, SERVERS, input_tokens=10)
+    slow = predict(CHAIN, SERVERS, input_tokens=10, pair_prompt_s={(A, B): 0.7, (B, A): 9.0})
+    assert slow.first_token_s - plain.first_token_s == pytest.approx(0.7)
+    assert slow.token_s == plain.token_s
+
+
 @settings(max_examples=100)
 @given(
     times=st.tuples(TIMES, TIMES, TIMES),
-    pair_hop_s=st.dictionaries(st.sampled_from([(A, B), (B, C), (C, B), (A, C)]), SECONDS),
+    pair_hop_s=PAIRS,
+    pair_prompt_s=PAIRS,
     input_tokens=st.integers(0, 100),
     output_tokens=st.integers(1, 100),
 )
 def test_first_token_and_further_tokens_add_up_to_the_service_time_of_planning(
     times: tuple[ServerTimes, ...],
     pair_hop_s: dict[tuple[PeerId, PeerId], float],
+    pair_prompt_s: dict[tuple[PeerId, PeerId], float],
     input_tokens: int,
     output_tokens: int,
 ) -> None:
@@ -59,15 +69,18 @@ def test_first_token_and_further_tokens_add_up_to_the_service_time_of_planning(
         server.profile(peer, 100, input_tokens=input_tokens, output_tokens=output_tokens)
         for peer, server in servers.items()
     ]
+    prompts = {pair: seconds for pair, seconds in pair_prompt_s.items() if pair in pair_hop_s}
     chains = allocate(
         profiles,
         ModelSpec(num_blocks=6, block_bytes=1, slot_bytes=1),
         Placement({A: Span(0, 3), B: Span(2, 5), C: Span(3, 6)}),
-        pair_s={pair: seconds * output_tokens for pair, seconds in pair_hop_s.items()},
+        pair_s={pair: seconds * output_tokens + prompts.get(pair, 0.0) for pair, seconds in pair_hop_s.items()},
     )
     assert chains
     for chain in chains:
-        prediction = predict(chain.chain, servers, input_tokens=input_tokens, pair_hop_s=pair_hop_s)
+        prediction = predict(
+            chain.chain, servers, input_tokens=input_tokens, pair_hop_s=pair_hop_s, pair_prompt_s=prompts
+        )
         whole_s = prediction.first_token_s + (output_tokens - 1) * prediction.token_s
         assert whole_s == pytest.approx(chain.service_s)
 

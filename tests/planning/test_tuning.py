@@ -154,6 +154,32 @@ def test_a_coarse_search_tries_few_and_loses_little(arrival_rate: float, monkeyp
         assert coarse.chosen.rate >= 0.99 * every.chosen.rate
 
 
+@settings(max_examples=40, deadline=None)
+@given(servers(), models(), st.floats(0.01, 2), st.lists(st.integers(-2, 60), min_size=1, max_size=4))
+def test_only_what_is_asked_for_is_tried_and_the_best_of_it_is_taken(
+    profiles: tuple[ServerProfile, ...], model: ModelSpec, arrival_rate: float, only: list[int]
+) -> None:
+    workload = Workload(arrival_rate=arrival_rate)
+    every = {candidate.concurrency: candidate for candidate in choose_concurrency(profiles, model, workload).candidates}
+    choice = choose_concurrency(profiles, model, workload, only=only)
+    asked = sorted({max(1, min(concurrency, max(every))) for concurrency in only})
+    assert choice.candidates == tuple(every[concurrency] for concurrency in asked)
+    if any(candidate.rate for candidate in choice.candidates):
+        assert choice.chosen is not None
+        assert choice.chosen.lower_s == min(candidate.lower_s for candidate in choice.candidates)
+        assert choice == choose_concurrency(profiles, model, workload, only=[*only, choice.chosen.concurrency])
+    else:
+        assert (choice.chosen, choice.placement, choice.chains) == (None, None, ())
+    assert choose_concurrency(profiles, model, workload, only=list(every)) == choose_concurrency(
+        profiles, model, workload
+    )
+
+
+def test_a_choice_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no concurrency to try"):
+        choose_concurrency(WORKED_PROFILES, WORKED_MODEL, Workload(arrival_rate=1), only=())
+
+
 def test_two_profiles_of_one_server_are_refused() -> None:
     with pytest.raises(ValueError, match="two profiles of one server: j1"):
         choose_concurrency([*WORKED_PROFILES, WORKED_PROFILES[0]], WORKED_MODEL, Workload(arrival_rate=1))
