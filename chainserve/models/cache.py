@@ -47,18 +47,36 @@ class _Reservation:
 
 
 class KVCache:
-    """Room for `budget_tokens` tokens in every block of `span`; a session that runs fewer blocks costs less."""
+    """Room for `budget_tokens` tokens in every block of `span`; a session that runs fewer blocks costs less.
 
-    def __init__(self, span: Span, *, budget_tokens: int) -> None:
+    With `span` None there is no room for anything.
+    """
+
+    def __init__(self, span: Span | None, *, budget_tokens: int) -> None:
         self.span = span
         self.budget_tokens = budget_tokens
-        self._free = budget_tokens * len(span)  # in tokens times blocks
         self._sessions: dict[SessionId, _Reservation] = {}
+        self._reserved = 0  # in tokens times blocks
+
+    def resize(self, span: Span | None, *, budget_tokens: int) -> None:
+        """Serve other blocks, or with more or less room. What sessions have reserved stays theirs until released."""
+        self.span = span
+        self.budget_tokens = budget_tokens
+
+    @property
+    def reserved(self) -> int:
+        """What sessions hold, in tokens times blocks."""
+        return self._reserved
 
     @property
     def free_tokens(self) -> int:
         """Tokens that sessions over the whole span could still reserve."""
-        return self._free // len(self.span)
+        return self._free // len(self.span) if self.span else 0
+
+    @property
+    def _free(self) -> int:
+        """In tokens times blocks; none where less room is left than sessions have reserved."""
+        return max(0, self.budget_tokens * len(self.span) - self._reserved) if self.span else 0
 
     def reserve(self, session: SessionId, span: Span, *, num_lanes: int, max_tokens: int) -> None:
         """Keep room for `num_lanes` sequences of up to `max_tokens` tokens through the blocks of `span`.
@@ -68,20 +86,20 @@ class KVCache:
         """
         if session in self._sessions:
             raise StepError(session, "has reserved its cache already")
-        if not self.span.covers(span):
-            raise StepError(session, f"asks for blocks {span}, this cache serves {self.span}")
+        if self.span is None or not self.span.covers(span):
+            raise StepError(session, f"asks for blocks {span}, this cache serves {self.span or 'none'}")
         if num_lanes < 1 or max_tokens < 1:
             raise StepError(session, f"asks for {num_lanes} lanes of {max_tokens} tokens")
         reservation = _Reservation(span, max_tokens, [_Lane() for _ in range(num_lanes)])
         if reservation.cost > self._free:
             raise CacheFullError(-(-reservation.cost // len(self.span)), free_tokens=self.free_tokens)
-        self._free -= reservation.cost
+        self._reserved += reservation.cost
         self._sessions[session] = reservation
 
     def release(self, session: SessionId) -> None:
         """Free what the session holds; nothing happens if it holds nothing."""
         if reservation := self._sessions.pop(session, None):
-            self._free += reservation.cost
+            self._reserved -= reservation.cost
 
     def length(self, session: SessionId, lane: int) -> int:
         """Tokens cached in a lane."""
@@ -140,9 +158,9 @@ class KVCache:
         return PackedCache(list(parts.values()))
 
     def check(self) -> None:
-        """AssertionError unless free and reserved make up the budget and no lane exceeds what it reserved."""
+        """AssertionError unless what is reserved adds up and no lane exceeds what it reserved."""
         reserved = sum(reservation.cost for reservation in self._sessions.values())
-        assert self._free + reserved == self.budget_tokens * len(self.span), (self._free, reserved)
+        assert self._reserved == reserved, (self._reserved, reserved)
         for reservation in self._sessions.values():
             for lane in reservation.lanes:
                 assert 0 <= lane.length <= reservation.max_tokens, lane.length

@@ -16,6 +16,15 @@ from chainserve.models.support import cache_bytes_per_token, check_supported
 from chainserve.types import Span
 
 
+@dataclass(frozen=True, slots=True)
+class EndCosts:
+    """What stands before and after the blocks of a model, in one dtype."""
+
+    embedding_bytes: int
+    head_bytes: int  # with the final norm
+    is_tied: bool  # they share their weights
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCosts:
     """One model in one dtype. Where blocks differ, the figures of a block are those of the largest."""
@@ -43,20 +52,26 @@ def model_costs(source: ModelSource, dtype: torch.dtype) -> ModelCosts:
         block_bytes[block] += tensor.numel() * dtypes[name].itemsize
         active_bytes[block] += num_active * dtypes[name].itemsize
         active_weights[block] += num_active
-    embedding_bytes, head_bytes, both_bytes = (
-        memory_bytes(build_skeleton(config, None, embed=embed, head=head), dtype)
-        for embed, head in ((True, False), (False, True), (True, True))
-    )
+    ends = end_costs(config, dtype)
     return ModelCosts(
         num_blocks=source.num_blocks,
         block_bytes=max(block_bytes.values()),
         active_bytes=max(active_bytes.values()),
         flop_per_token=2 * max(active_weights.values()),  # each weight is multiplied once and added once
         token_bytes=math.ceil(cache_bytes_per_token(config, whole, dtype=dtype) / source.num_blocks),
-        embedding_bytes=embedding_bytes,
-        head_bytes=head_bytes,
-        is_tied=both_bytes < embedding_bytes + head_bytes,
+        embedding_bytes=ends.embedding_bytes,
+        head_bytes=ends.head_bytes,
+        is_tied=ends.is_tied,
     )
+
+
+def end_costs(config: PretrainedConfig, dtype: torch.dtype) -> EndCosts:
+    """Costs of both ends of a model whose weights become `dtype`."""
+    embedding_bytes, head_bytes, both_bytes = (
+        memory_bytes(build_skeleton(config, None, embed=embed, head=head), dtype)
+        for embed, head in ((True, False), (False, True), (True, True))
+    )
+    return EndCosts(embedding_bytes, head_bytes, is_tied=both_bytes < embedding_bytes + head_bytes)
 
 
 def _active_share(name: str, tensor: Tensor, config: PretrainedConfig) -> float:

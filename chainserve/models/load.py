@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from chainserve.errors import WeightsError
 from chainserve.models.conversion import plan_loading, tied_pairs, weight_dtypes
+from chainserve.models.skeleton import build_skeleton
 from chainserve.models.source import ModelSource, progress_bar
+from chainserve.types import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,17 @@ def memory_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
     return sum(
         tensor.numel() * dtypes[name].itemsize for name, tensor in model.state_dict().items() if name not in twins
     )
+
+
+def bytes_by_block(config: PretrainedConfig, dtype: torch.dtype) -> tuple[int, ...]:
+    """Memory that the weights of each block of a model will take once loaded as `dtype`."""
+    model = build_skeleton(config, Span(0, config.num_hidden_layers))
+    dtypes = weight_dtypes(model, dtype)
+    sizes = [0] * config.num_hidden_layers
+    for name, tensor in model.state_dict().items():
+        block = int(name.removeprefix(f"{model.base_model_prefix}.layers.").partition(".")[0])
+        sizes[block] += tensor.numel() * dtypes[name].itemsize
+    return tuple(sizes)
 
 
 def _return_freed_memory() -> None:

@@ -4,19 +4,22 @@ Decode steps and prefill chunks of several sizes take turns in rounds, so that a
 median of the rounds counts. Steps come and go as bytes, as those of peers do, which also waits for the device.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import accumulate, count
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.profiler import profile
 from transformers import PretrainedConfig, PreTrainedModel
 
 from chainserve.models.cache import KVCache
 from chainserve.models.conversion import weight_dtypes
-from chainserve.models.load import memory_bytes
-from chainserve.models.runner import Runner
-from chainserve.models.skeleton import blocks_of, build_skeleton
+from chainserve.models.costs import end_costs
+from chainserve.models.load import bytes_by_block
+from chainserve.models.runner import MAX_BATCH_TOKENS, Runner
+from chainserve.models.skeleton import build_skeleton
 from chainserve.models.support import cache_bytes_per_token
 from chainserve.models.wire import from_wire, to_wire
 from chainserve.planning.profile import BlockProfile, Timings
@@ -31,6 +34,8 @@ CONTEXT_TOKENS = 8
 """What a decoding session has cached; attention to more adds little to the weights that a step reads."""
 CACHE_TOKENS = (max(BATCHES) + 1) * (CONTEXT_TOKENS + 1) + max(CHUNKS)
 """For the sessions of a batch, one through each block alone, and one for chunks."""
+LONG_CONTEXT_TOKENS = 2048
+"""What a session has cached after the largest batch; scores of attention without a kernel grow with it."""
 COLD_BYTES = 64 << 20
 """Weights to measure with: more than caches hold, as blocks of a served span are not in them either."""
 MIN_ROUNDS, MAX_ROUNDS = 3, 7
@@ -47,33 +52,46 @@ def measure(
 ) -> BlockProfile:
     """Measure the blocks of a model that `check_supported` accepts; takes about three seconds for small models.
 
-    Takes memory for two blocks, or for `COLD_BYTES` of smaller ones.
+    Takes memory for two blocks, or for `COLD_BYTES` of smaller ones, and for the largest batch.
     """
-    num_blocks = config.num_hidden_layers
-    last = Span(num_blocks - 1, num_blocks)
-    block_bytes = memory_bytes(build_skeleton(config, last), dtype)
-    num_measured = min(num_blocks, max(2, -(-COLD_BYTES // block_bytes)))
+    num_blocks, sizes = config.num_hidden_layers, bytes_by_block(config, dtype)
+    num_measured = min(num_blocks, max(2, -(-COLD_BYTES // sizes[-1])))
     span = Span(num_blocks - num_measured, num_blocks)  # of mixtures of experts the first blocks are often dense
-    model = with_random_weights(build_skeleton(config, span), dtype=dtype, device=device)
-    runner = Runner(model, span, KVCache(span, budget_tokens=CACHE_TOKENS))
+    runner = random_runner(config, span, dtype=dtype, device=device)
+    kinds = {Span(block, block + 1) for block in last_of_each_kind(config, sizes)}
+    peaks = [largest_batch_bytes(runner, kind, config.hidden_size) for kind in kinds if span.covers(kind)]
     timings = time_blocks(runner, config.hidden_size, clock=clock)
-    blocks = blocks_of(model.base_model)
-    embedding_bytes, head_bytes, both_bytes = (
-        memory_bytes(build_skeleton(config, None, embed=embed, head=head), dtype)
-        for embed, head in ((True, False), (False, True), (True, True))
-    )
-    profile = BlockProfile(
-        times=timings.step_times(),
-        block_bytes=max(sum(weight.nbytes for weight in blocks[block].state_dict().values()) for block in span),
-        embedding_bytes=embedding_bytes,
-        head_bytes=head_bytes,
-        is_tied=both_bytes < embedding_bytes + head_bytes,
-        token_bytes=-(-cache_bytes_per_token(config, span, dtype=dtype) // len(span)),
-    )
+    del runner
+    for kind in kinds:
+        if not span.covers(kind):
+            alone = random_runner(config, kind, dtype=dtype, device=device)
+            peaks.append(largest_batch_bytes(alone, kind, config.hidden_size))
+            del alone
     if device.type == "cuda":
-        del model, blocks, runner
         torch.cuda.empty_cache()  # or what we held would not count as free
-    return profile
+    ends = end_costs(config, dtype)
+    return BlockProfile(
+        times=timings.step_times(),
+        block_bytes=max(sizes),
+        embedding_bytes=ends.embedding_bytes,
+        head_bytes=ends.head_bytes,
+        is_tied=ends.is_tied,
+        token_bytes=-(-cache_bytes_per_token(config, span, dtype=dtype) // len(span)),
+        # From the second block on, what came in is held beside what the block before gave.
+        activation_bytes=max(peaks) + MAX_BATCH_TOKENS * config.hidden_size * dtype.itemsize,
+    )
+
+
+def last_of_each_kind(config: PretrainedConfig, block_bytes: Sequence[int]) -> frozenset[int]:
+    """One block of each kind: those alike in what they attend to, and in bytes of weights, work alike."""
+    types = getattr(config, "layer_types", None) or [None] * len(block_bytes)
+    return frozenset({kind: block for block, kind in enumerate(zip(types, block_bytes, strict=True))}.values())
+
+
+def random_runner(config: PretrainedConfig, span: Span, *, dtype: torch.dtype, device: torch.device) -> Runner:
+    """A runner of blocks with random weights, and with room for all that is measured."""
+    model = with_random_weights(build_skeleton(config, span), dtype=dtype, device=device)
+    return Runner(model, span, KVCache(span, budget_tokens=CACHE_TOKENS + LONG_CONTEXT_TOKENS + 2))
 
 
 def with_random_weights(skeleton: PreTrainedModel, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -146,3 +164,63 @@ def time_blocks(runner: Runner, hidden_size: int, *, clock: Clock) -> Timings:
         for size, seconds in prefill.items():
             seconds.append(prefill_s(size))
     return Timings(num_blocks=len(whole), prefill=prefill, decode=decode, one_block=one_block)
+
+
+def largest_batch_bytes(runner: Runner, span: Span, hidden_size: int) -> int:
+    """Bytes that a forward of the largest batch through blocks takes at once, beside weights and cache.
+
+    The batch is a chunk that ends a long prompt, as attention takes most for that, and a token of another session, so
+    that hidden states are joined, which is a copy. They come as float32, the widest that travels. On the CPU, what
+    `from_wire` makes of them counts, and so do they.
+    """
+    device = runner.device
+    prompting, decoding = SessionId(b"prompting".ljust(16)), SessionId(b"decoding".ljust(16))
+    before = _lasting_bytes(device)
+    runner.cache.reserve(prompting, span, num_lanes=1, max_tokens=LONG_CONTEXT_TOKENS)
+    runner.cache.reserve(decoding, span, num_lanes=1, max_tokens=2)
+    hidden = torch.randn(MAX_BATCH_TOKENS, hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def forward(*steps: Step) -> None:
+        rows = [from_wire(to_wire(hidden[: step.num_tokens]), dtype=runner.dtype, device=device) for step in steps]
+        outputs = runner.forward(torch.cat(rows), steps, span)
+        to_wire(torch.cat(outputs.split([step.num_tokens for step in steps])))
+
+    forward(Step(prompting, 0, 0, 1, 1), Step(decoding, 0, 0, 1, 1))  # from now on they have memory for their cache
+    start = LONG_CONTEXT_TOKENS - MAX_BATCH_TOKENS + 1
+    # What the tokens before have cached changes nothing of the memory that attention to them takes.
+    runner.cache.begin([Step(prompting, 0, 0, start, 1)], span).commit()
+    steps = Step(prompting, 0, start, MAX_BATCH_TOKENS - 1, 1), Step(decoding, 0, 1, 1, 1)
+    peak = peak_bytes(lambda: forward(*steps), device)
+    runner.cache.release(prompting)
+    runner.cache.release(decoding)
+    workspace = _lasting_bytes(device) - before  # which a GPU's matrix multiplication keeps from its first use on
+    messages = 2 * hidden.nbytes if device.type == "cpu" else 0  # as they come and copied, neither by torch
+    return peak + workspace + messages
+
+
+def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
+    """The most bytes that torch has allocated on `device` at once while it runs `run`, beyond those before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type == "mps":  # which knows no peak, but keeps what was freed
+        torch.mps.empty_cache()
+        before = torch.mps.driver_allocated_memory()
+        run()
+        return torch.mps.driver_allocated_memory() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch 2.13 would write on the terminal that it profiles
+    with profile(profile_memory=True) as profiler:
+        run()
+    assert profiler.kineto_results is not None
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes), default=0)
+
+
+def _lasting_bytes(device: torch.device) -> int:
+    """Bytes that torch has allocated; 0 on the CPU, where nobody counts them."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return torch.mps.current_allocated_memory() if device.type == "mps" else 0

@@ -12,6 +12,9 @@ from chainserve.models.skeleton import blocks_of, final_norm, with_skips
 from chainserve.protocol.messages import Step
 from chainserve.types import Span
 
+MAX_BATCH_TOKENS = 1024
+"""Tokens of the largest packed forward that servers run; `BlockProfile.activation_bytes` is what it takes."""
+
 
 class Runner:
     """The blocks of one server, with the cache of its sessions. Call it from one thread only."""

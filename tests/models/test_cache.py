@@ -137,6 +137,86 @@ def test_a_reordering_that_names_no_lane_or_too_few_is_refused(sources: list[int
     assert [cache.length(A, lane) for lane in range(2)] == [1, 0]
 
 
+def test_with_less_room_nobody_loses_what_is_reserved_and_nobody_new_comes() -> None:
+    cache = KVCache(SPAN, budget_tokens=100)
+    cache.reserve(A, SPAN, num_lanes=1, max_tokens=30)
+    cache.reserve(B, Span(2, 4), num_lanes=1, max_tokens=20)
+    assert cache.reserved == 4 * 30 + 2 * 20
+    cache.resize(SPAN, budget_tokens=35)
+    assert (cache.reserved, cache.free_tokens) == (160, 0)
+    with pytest.raises(CacheFullError):
+        cache.reserve(C, Span(2, 3), num_lanes=1, max_tokens=1)
+    fill(cache, A, 0, [1, 2, 3])
+    assert cached(cache, A, 0, 5) == [1, 2, 3]
+    cache.release(B)
+    assert (cache.reserved, cache.free_tokens) == (120, 5)
+    cache.reserve(C, SPAN, num_lanes=1, max_tokens=5)
+    cache.resize(SPAN, budget_tokens=100)
+    assert cache.free_tokens == 65
+    cache.check()
+
+
+def test_sessions_stay_in_the_blocks_they_reserved_when_others_are_served() -> None:
+    cache = KVCache(SPAN, budget_tokens=100)
+    cache.reserve(A, SPAN, num_lanes=1, max_tokens=10)
+    fill(cache, A, 0, [1, 2])
+    cache.resize(Span(4, 9), budget_tokens=20)
+    assert cache.free_tokens == (5 * 20 - 4 * 10) // 5
+    assert cached(cache, A, 0, 2) == [1, 2]
+    with pytest.raises(StepError, match="asks for blocks 2:6, this cache serves 4:9"):
+        cache.reserve(B, SPAN, num_lanes=1, max_tokens=1)
+    cache.reserve(B, Span(4, 9), num_lanes=1, max_tokens=12)
+    assert cache.free_tokens == 0
+    cache.check()
+
+
+def test_without_blocks_there_is_no_room_for_anything() -> None:
+    cache = KVCache(None, budget_tokens=0)
+    assert (cache.free_tokens, cache.reserved) == (0, 0)
+    with pytest.raises(StepError, match="asks for blocks 2:6, this cache serves none"):
+        cache.reserve(A, SPAN, num_lanes=1, max_tokens=1)
+    cache.resize(SPAN, budget_tokens=10)
+    cache.reserve(A, SPAN, num_lanes=1, max_tokens=10)
+    cache.resize(None, budget_tokens=10)
+    assert (cache.free_tokens, cache.reserved) == (0, 40)
+    cache.release(A)
+    assert cache.reserved == 0
+    cache.check()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("resize"), st.integers(0, 5), st.integers(0, 40)),
+            st.tuples(st.just("reserve"), st.integers(0, 5), st.integers(1, 40)),
+            st.tuples(st.just("release"), st.integers(0, 9), st.just(0)),
+        ),
+        max_size=20,
+    )
+)
+def test_new_reservations_never_exceed_the_room_there_is(changes: list[tuple[str, int, int]]) -> None:
+    cache, costs = KVCache(None, budget_tokens=0), dict[SessionId, int]()
+    for number, (what, size, tokens) in enumerate(changes):
+        if what == "resize":
+            cache.resize(Span(2, 2 + size) if size else None, budget_tokens=tokens)
+        elif what == "release":
+            session = SessionId(size.to_bytes(16, "big"))
+            cache.release(session)
+            costs.pop(session, None)
+        else:
+            session, free = SessionId(number.to_bytes(16, "big")), cache.free_tokens
+            try:
+                cache.reserve(session, Span(2, 3 + size), num_lanes=1, max_tokens=tokens)
+            except (CacheFullError, StepError):
+                assert cache.span is None or not cache.span.covers(Span(2, 3 + size)) or tokens > free
+            else:
+                costs[session] = (1 + size) * tokens
+                assert cache.span is not None
+                assert sum(costs.values()) <= cache.budget_tokens * len(cache.span)
+        assert cache.reserved == sum(costs.values())
+        cache.check()
+
+
 def test_unknown_sessions_are_named() -> None:
     cache = KVCache(SPAN, budget_tokens=100)
     with pytest.raises(StepError, match=f"session {C.hex()[:8]} has no cache"):

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from chainserve.errors import UnsupportedModelError
 from chainserve.models.checkpoint import open_folder
-from chainserve.models.costs import ModelCosts, model_costs
+from chainserve.models.costs import EndCosts, ModelCosts, end_costs, model_costs
 from chainserve.models.load import memory_bytes
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.source import ModelSource
@@ -66,6 +66,7 @@ def test_ends_that_share_their_weights_are_known(tied: bool) -> None:
     assert costs.is_tied is tied
     assert costs.embedding_bytes == VOCAB * HIDDEN * 2
     assert costs.head_bytes == (VOCAB + 1) * HIDDEN * 2  # with the final norm
+    assert end_costs(config, torch.bfloat16) == EndCosts(costs.embedding_bytes, costs.head_bytes, is_tied=tied)
 
 
 def test_a_model_that_cannot_be_run_is_refused() -> None:

@@ -1,5 +1,8 @@
 """What is measured of a model's blocks: with a runner that only moves a clock, and through real blocks."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -7,16 +10,33 @@ from typing import Any, cast
 import pytest
 import torch
 from tiny_models import FAMILIES, HIDDEN, NUM_BLOCKS, random_model
+from transformers import PretrainedConfig
 
 from chainserve.models import measure as measuring
 from chainserve.models.cache import KVCache
-from chainserve.models.measure import BATCHES, CACHE_TOKENS, CHUNKS, MAX_ROUNDS, MIN_ROUNDS, measure, time_blocks
+from chainserve.models.load import bytes_by_block
+from chainserve.models.measure import (
+    BATCHES,
+    CACHE_TOKENS,
+    CHUNKS,
+    LONG_CONTEXT_TOKENS,
+    MAX_ROUNDS,
+    MIN_ROUNDS,
+    largest_batch_bytes,
+    last_of_each_kind,
+    measure,
+    peak_bytes,
+    random_runner,
+    time_blocks,
+)
+from chainserve.models.runner import MAX_BATCH_TOKENS
 from chainserve.models.skeleton import build_skeleton
 from chainserve.planning.times import BlockTimes
 from chainserve.protocol.messages import Step
 from chainserve.types import Span
 
 SPAN = Span(3, 7)
+SPAN_OF_TWO = Span(3, 5)
 CPU = torch.device("cpu")
 
 
@@ -110,6 +130,116 @@ def test_blocks_of_every_family_are_measured(family: str, dtype: torch.dtype) ->
     assert profile.head_bytes == (embedding.numel() + HIDDEN) * dtype.itemsize
     assert profile.is_tied == config.tie_word_embeddings
     assert profile.times.step_s(3, 40, num_blocks=NUM_BLOCKS) > 0
+    as_they_come = MAX_BATCH_TOKENS * HIDDEN * 4
+    rows = MAX_BATCH_TOKENS * HIDDEN * dtype.itemsize  # as joined, normed, added to, and given back
+    assert profile.activation_bytes > as_they_come + 5 * rows
+
+
+def changed(family: str, **changes: object) -> PretrainedConfig:
+    return type(FAMILIES[family])(**(FAMILIES[family].to_dict() | changes))
+
+
+def in_one_block(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> int:
+    """`largest_batch_bytes` of the last block."""
+    runner = random_runner(config, Span(NUM_BLOCKS - 1, NUM_BLOCKS), dtype=dtype, device=CPU)
+    return largest_batch_bytes(runner, runner.span, HIDDEN)
+
+
+def test_the_peak_of_memory_is_what_lives_at_once() -> None:
+    def run() -> None:
+        first = torch.zeros(1000)  # 4,000 bytes
+        second = first + 1
+        del first
+        torch.cat([second, second[:500]])
+        torch.zeros(10)
+
+    assert peak_bytes(run, CPU) == 4000 + 6000
+    assert peak_bytes(lambda: None, CPU) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_grow_with_what_blocks_compute(dtype: torch.dtype) -> None:
+    small, large = (in_one_block(changed("llama", intermediate_size=width), dtype) for width in (4000, 8000))
+    assert large - small == 3 * MAX_BATCH_TOKENS * 4000 * dtype.itemsize  # gate, up and their product
+
+
+def test_scores_of_attention_to_a_long_context_are_activations() -> None:
+    scores = 4 * (MAX_BATCH_TOKENS - 1) * LONG_CONTEXT_TOKENS * 4
+    assert in_one_block(FAMILIES["gpt-oss"]) > scores  # its sinks no kernel knows
+    assert in_one_block(FAMILIES["llama"]) < scores
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral"])
+def test_one_block_takes_what_several_take_but_for_what_came_in(family: str) -> None:
+    runner = random_runner(FAMILIES[family], Span(3, 6), dtype=torch.float32, device=CPU)
+    one, two, three = (largest_batch_bytes(runner, Span(start, 6), HIDDEN) for start in (5, 4, 3))
+    assert two == three == one + MAX_BATCH_TOKENS * HIDDEN * 4
+
+
+def test_measuring_activations_leaves_nothing_in_the_cache() -> None:
+    runner = random_runner(FAMILIES["llama"], SPAN_OF_TWO, dtype=torch.float32, device=CPU)
+    free = runner.cache.free_tokens
+    assert len({largest_batch_bytes(runner, SPAN_OF_TWO, HIDDEN) for _ in range(2)}) == 1
+    runner.cache.check()
+    assert runner.cache.free_tokens == free
+
+
+@pytest.mark.parametrize(
+    ("config", "kinds"),
+    [
+        (FAMILIES["llama"], {5}),
+        (FAMILIES["gemma3"], {4, 5}),  # one of three sees everything
+        (changed("qwen3-moe", mlp_only_layers=[0, 1]), {1, 5}),
+    ],
+    ids=["llama", "gemma3", "qwen3-moe"],
+)
+def test_of_each_kind_of_block_the_last_is_found(config: PretrainedConfig, kinds: set[int]) -> None:
+    assert last_of_each_kind(config, bytes_by_block(config, torch.float32)) == kinds
+
+
+@pytest.mark.usefixtures("one_quick_round")
+def test_the_block_that_takes_most_counts_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "COLD_BYTES", 1)
+    config = changed("qwen3-moe", mlp_only_layers=[0], intermediate_size=4000)
+    profile = measure(config, dtype=torch.float32, device=CPU)
+    assert profile.block_bytes == bytes_by_block(config, torch.float32)[0]
+    assert profile.activation_bytes > 3 * MAX_BATCH_TOKENS * 4000 * 4
+    assert in_one_block(config) < profile.activation_bytes / 2
+
+
+CHILD = """
+import sys
+import torch
+from chainserve.models.measure import largest_batch_bytes, random_runner
+from chainserve.models.resolve import resolve
+from chainserve.types import Span
+
+def resident(what):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(what))
+
+config, dtype = resolve("smollm2-135m").config, getattr(torch, sys.argv[1])
+runner = random_runner(config, Span(28, 30), dtype=dtype, device=torch.device("cpu"))
+largest_batch_bytes(runner, runner.span, config.hidden_size)  # what is set up with the first forward stays
+with open("/proc/self/clear_refs", "w") as clear:
+    clear.write("5")  # VmHWM starts again
+before = resident("VmRSS")
+foretold = largest_batch_bytes(runner, runner.span, config.hidden_size)
+print((resident("VmHWM") - before) / foretold)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_process_grows_by_what_was_foretold(dtype: str) -> None:
+    """Where the allocator gives back what is freed: by itself glibc keeps pieces below 32 MB, and grows by more."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", CHILD, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == ""
+    assert 0.75 < float(done.stdout) < 1.25
 
 
 def test_random_weights_are_finite_and_of_the_dtype_asked_for() -> None:

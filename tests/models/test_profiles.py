@@ -19,7 +19,9 @@ from chainserve.planning.profile import BlockProfile, StepTimes
 CPU = torch.device("cpu")
 LLAMA, QWEN = FAMILIES["llama"], FAMILIES["qwen3"]
 TIMES = StepTimes(forward_s=0.001, prefill=((8, 0.02), (32, 0.05)), decode=((1, 0.004), (2, 0.007)))
-PROFILE = BlockProfile(times=TIMES, block_bytes=9, embedding_bytes=3, head_bytes=4, is_tied=False, token_bytes=2)
+PROFILE = BlockProfile(
+    times=TIMES, block_bytes=9, embedding_bytes=3, head_bytes=4, is_tied=False, token_bytes=2, activation_bytes=5
+)
 
 
 class Measure:
@@ -87,7 +89,7 @@ def test_each_model_dtype_device_and_version_has_its_own(
         lambda text: "\x00\xff",
         lambda text: text.replace('"forward_s": 0.001', '"forward_s": -0.001'),
         lambda text: text.replace('"profile"', '"other"'),
-        lambda text: text.replace('"measuring": "1"', '"measuring": "0"'),
+        lambda text: text.replace(f'"measuring": "{profiles.MEASURING}"', '"measuring": "0"'),
     ],
 )
 def test_what_is_damaged_is_measured_again(tmp_path: Path, measured: Measure, damage: Callable[[str], str]) -> None:
