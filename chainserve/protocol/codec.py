@@ -3,7 +3,7 @@
     prefix     8 bytes: magic, version, kind, bytes of header (little-endian)
     header     a msgpack array, the message's fields in order
     padding    zeros up to a multiple of 16 bytes
-    tensor     raw little-endian elements, for activations only
+    payload    raw bytes: the elements of activations (little-endian), the body of a plan, the zeros of a probe
 
 Bytes from a peer are hostile until `decode` has passed them. It raises nothing but FrameError.
 """
@@ -26,6 +26,9 @@ from chainserve.protocol.messages import (
     Message,
     Open,
     Opened,
+    PlanBody,
+    PlanRequest,
+    Probe,
     Reorder,
     Step,
     WireTensor,
@@ -42,8 +45,11 @@ _ALIGNMENT = 16
 _ZEROS = bytes(_ALIGNMENT)
 _FAILURE_CODES = {str(code): code for code in FailureCode}
 
-_OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED = range(1, 7)
-_BEAT = 16  # kinds from here on are the links' own
+_OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED, _PLAN_REQUEST, _PLAN_BODY = range(1, 9)
+_BEAT, _PROBE = 16, 17  # kinds from 16 on are the links' own
+
+Frame = Message | Beat | Probe
+"""What a frame may hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +65,18 @@ class Limits:
     max_blocks: int = 4096
     max_hops: int = 256
     max_lanes: int = 256
-    max_name_chars: int = 256  # peer ids, digests of models
+    max_name_chars: int = 256  # peer ids, digests
+    max_plan_bytes: int = 16 * 2**20
+    max_probe_bytes: int = 2**20
 
 
-def encode(message: Message | Beat) -> bytes:
-    """The frame of `message`: one copy of its tensor."""
-    tensor: bytes | bytearray | memoryview = b""
+def encode(message: Frame) -> bytes:
+    """The frame of `message`: one copy of its payload."""
+    payload: bytes | bytearray | memoryview = b""
     fields: tuple[object, ...]
     match message:
-        case Activations(steps, WireTensor(dtype, (_, hidden), tensor)):
-            assert memoryview(tensor).nbytes == sum(s.num_tokens for s in steps) * hidden * DTYPES[dtype]
+        case Activations(steps, WireTensor(dtype, (_, hidden), payload)):
+            assert memoryview(payload).nbytes == sum(s.num_tokens for s in steps) * hidden * DTYPES[dtype]
             packed = [(s.session, s.lane, s.start, s.num_tokens, s.num_outputs) for s in steps]
             kind, fields = _ACTIVATIONS, (dtype, hidden, packed)
         case Beat(sent_us, echo_us, held_us):
@@ -84,15 +92,21 @@ def encode(message: Message | Beat) -> bytes:
             kind, fields = _CLOSE, (session,)
         case Failed(session, peer, code, detail):
             kind, fields = _FAILED, (session, peer, code, detail[:DETAIL_CHARS])
+        case PlanRequest(digest):
+            kind, fields = _PLAN_REQUEST, (digest,)
+        case PlanBody(digest, payload):
+            kind, fields = _PLAN_BODY, (digest, memoryview(payload).nbytes)
+        case Probe(num_bytes):
+            kind, fields, payload = _PROBE, (num_bytes,), bytes(num_bytes)
         case _:
             raise TypeError(f"not a message: {message!r}")
     header = msgpack.packb(fields, unicode_errors="replace")
     padding = -(_PREFIX.size + len(header)) % _ALIGNMENT
-    return b"".join((_PREFIX.pack(_MAGIC, VERSION, kind, len(header)), header, _ZEROS[:padding], tensor))
+    return b"".join((_PREFIX.pack(_MAGIC, VERSION, kind, len(header)), header, _ZEROS[:padding], payload))
 
 
-def decode(frame: bytes | memoryview, limits: Limits) -> Message | Beat:
-    """The message in `frame`, its tensor a view into `frame`; FrameError if any of it is not as it should be."""
+def decode(frame: bytes | memoryview, limits: Limits) -> Frame:
+    """The message in `frame`, its payload a view into `frame`; FrameError if any of it is not as it should be."""
     if len(frame) > limits.max_frame_bytes:
         raise FrameError(f"{len(frame)} bytes, at most {limits.max_frame_bytes} are taken", reason="too-large")
     if len(frame) < _PREFIX.size:
@@ -107,16 +121,16 @@ def decode(frame: bytes | memoryview, limits: Limits) -> Message | Beat:
     if header_bytes > limits.max_header_bytes:
         raise FrameError(f"header of {header_bytes} bytes, at most {limits.max_header_bytes}", reason="too-large")
     header_end = _PREFIX.size + header_bytes
-    tensor_start = header_end + -header_end % _ALIGNMENT
-    if len(frame) < tensor_start:
-        raise FrameError(f"{len(frame)} bytes, the header ends at {tensor_start}", reason="truncated")
+    payload_start = header_end + -header_end % _ALIGNMENT
+    if len(frame) < payload_start:
+        raise FrameError(f"{len(frame)} bytes, the header ends at {payload_start}", reason="truncated")
 
     view = memoryview(frame)
     fields = _unpack(view[_PREFIX.size : header_end], limits)
     try:
-        if view[header_end:tensor_start] != _ZEROS[: tensor_start - header_end]:
+        if view[header_end:payload_start] != _ZEROS[: payload_start - header_end]:
             raise FrameError("padding is not zero", reason="header")
-        return _PARSERS[kind](fields, view[tensor_start:], limits)
+        return _PARSERS[kind](fields, view[payload_start:], limits)
     except FrameError as error:
         raise FrameError(str(error), reason=error.reason, sessions=_sessions_named_in(fields)) from None
 
@@ -147,8 +161,8 @@ def _sessions_named_in(fields: tuple[object, ...]) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(name for name in named if type(name) is bytes and len(name) == 16))
 
 
-def _parse_open(fields: tuple[object, ...], tensor: memoryview, limits: Limits) -> Open:
-    session, model, hops, position, client, num_lanes, max_tokens = _take(7, fields, tensor)
+def _parse_open(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Open:
+    session, model, hops, position, client, num_lanes, max_tokens = _take(7, fields, payload)
     chain = tuple(_hop(hop, limits) for hop in _array(hops, "hops", limits.max_hops))
     try:
         Chain(chain)
@@ -165,12 +179,12 @@ def _parse_open(fields: tuple[object, ...], tensor: memoryview, limits: Limits) 
     )
 
 
-def _parse_opened(fields: tuple[object, ...], tensor: memoryview, _: Limits) -> Opened:
-    (session,) = _take(1, fields, tensor)
+def _parse_opened(fields: tuple[object, ...], payload: memoryview, _: Limits) -> Opened:
+    (session,) = _take(1, fields, payload)
     return Opened(_session(session))
 
 
-def _parse_activations(fields: tuple[object, ...], tensor: memoryview, limits: Limits) -> Activations:
+def _parse_activations(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Activations:
     dtype, hidden, steps = _take(3, fields)
     if type(dtype) is not str or dtype not in DTYPES:
         raise FrameError(f"dtype is {reprlib.repr(dtype)}, not one of {', '.join(DTYPES)}", reason="tensor")
@@ -179,26 +193,26 @@ def _parse_activations(fields: tuple[object, ...], tensor: memoryview, limits: L
     num_tokens = sum(step.num_tokens for step in parsed)
     if num_tokens > limits.max_tokens:
         raise FrameError(f"{num_tokens} tokens, at most {limits.max_tokens}", reason="too-large")
-    if num_tokens * width * DTYPES[dtype] != len(tensor):
-        raise FrameError(f"{num_tokens} x {width} {dtype} in {len(tensor)} bytes", reason="tensor")
-    return Activations(parsed, WireTensor(dtype, (num_tokens, width), tensor))
+    if num_tokens * width * DTYPES[dtype] != len(payload):
+        raise FrameError(f"{num_tokens} x {width} {dtype} in {len(payload)} bytes", reason="tensor")
+    return Activations(parsed, WireTensor(dtype, (num_tokens, width), payload))
 
 
-def _parse_reorder(fields: tuple[object, ...], tensor: memoryview, limits: Limits) -> Reorder:
-    session, sources = _take(2, fields, tensor)
+def _parse_reorder(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Reorder:
+    session, sources = _take(2, fields, payload)
     lanes = _array(sources, "sources", limits.max_lanes)
     return Reorder(
         _session(session), tuple(_integer(lane, "source", low=0, high=limits.max_lanes - 1) for lane in lanes)
     )
 
 
-def _parse_close(fields: tuple[object, ...], tensor: memoryview, _: Limits) -> Close:
-    (session,) = _take(1, fields, tensor)
+def _parse_close(fields: tuple[object, ...], payload: memoryview, _: Limits) -> Close:
+    (session,) = _take(1, fields, payload)
     return Close(_session(session))
 
 
-def _parse_failed(fields: tuple[object, ...], tensor: memoryview, limits: Limits) -> Failed:
-    session, peer, code, detail = _take(4, fields, tensor)
+def _parse_failed(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Failed:
+    session, peer, code, detail = _take(4, fields, payload)
     if type(code) is not str or code not in _FAILURE_CODES:
         raise FrameError(f"unknown failure code {reprlib.repr(code)}", reason="field")
     if type(detail) is not str or len(detail) > DETAIL_CHARS:
@@ -206,29 +220,59 @@ def _parse_failed(fields: tuple[object, ...], tensor: memoryview, limits: Limits
     return Failed(_session(session), PeerId(_name(peer, "peer", limits)), _FAILURE_CODES[code], detail)
 
 
-def _parse_beat(fields: tuple[object, ...], tensor: memoryview, _: Limits) -> Beat:
-    sent, echo, held = (_integer(us, "time", low=0, high=2**63 - 1) for us in _take(3, fields, tensor))
+def _parse_beat(fields: tuple[object, ...], payload: memoryview, _: Limits) -> Beat:
+    sent, echo, held = (_integer(us, "time", low=0, high=2**63 - 1) for us in _take(3, fields, payload))
     return Beat(sent, echo, held)
 
 
-_PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Message | Beat]] = {
+def _parse_plan_request(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> PlanRequest:
+    (digest,) = _take(1, fields, payload)
+    return PlanRequest(_name(digest, "digest", limits))
+
+
+def _parse_plan_body(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> PlanBody:
+    digest, num_bytes = _take(2, fields)
+    _sized(payload, num_bytes, most=limits.max_plan_bytes)
+    return PlanBody(_name(digest, "digest", limits), payload)
+
+
+def _parse_probe(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Probe:
+    (num_bytes,) = _take(1, fields)
+    return Probe(_sized(payload, num_bytes, most=limits.max_probe_bytes))  # what is in it does not matter
+
+
+_PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Frame]] = {
     _OPEN: _parse_open,
     _OPENED: _parse_opened,
     _ACTIVATIONS: _parse_activations,
     _REORDER: _parse_reorder,
     _CLOSE: _parse_close,
     _FAILED: _parse_failed,
+    _PLAN_REQUEST: _parse_plan_request,
+    _PLAN_BODY: _parse_plan_body,
     _BEAT: _parse_beat,
+    _PROBE: _parse_probe,
 }
 
 
-def _take(count: int, fields: tuple[object, ...], tensor: memoryview | None = None) -> tuple[object, ...]:
-    """The fields, if there are `count` of them and no bytes follow; a message with a tensor leaves that out."""
+def _take(count: int, fields: tuple[object, ...], payload: memoryview | None = None) -> tuple[object, ...]:
+    """The fields, if there are `count` of them and no bytes follow; a message with a payload leaves that out."""
     if len(fields) != count:
         raise FrameError(f"{len(fields)} fields, want {count}", reason="header")
-    if tensor:
-        raise FrameError(f"{len(tensor)} bytes after the message", reason="trailing")
+    if payload:
+        raise FrameError(f"{len(payload)} bytes after the message", reason="trailing")
     return fields
+
+
+def _sized(payload: memoryview, num_bytes: object, *, most: int) -> int:
+    """The payload's size, if it is what the header says and no more than `most`."""
+    if len(payload) > most:
+        raise FrameError(f"{len(payload)} bytes, at most {most}", reason="too-large")
+    size = _integer(num_bytes, "size", low=0, high=most)
+    if size != len(payload):
+        reason = "truncated" if len(payload) < size else "trailing"
+        raise FrameError(f"{size} bytes announced, {len(payload)} in the frame", reason=reason)
+    return size
 
 
 def _array(value: object, what: str, limit: int) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 A session runs over a chain of servers: the client sends to the head, every server to the next one, the tail
 back to the client. `Open`, `Activations`, `Reorder` and `Close` travel down the chain in that order of
 sending; `Opened` and outputs go from the tail to the client; `Failed` travels both ways from where the
-fault was seen.
+fault was seen. `PlanRequest` and `PlanBody` belong to no session.
 """
 
 from dataclasses import dataclass
@@ -110,7 +110,22 @@ class Failed:
     detail: str
 
 
-Message = Open | Opened | Activations | Reorder | Close | Failed
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """Send me the plan with this digest."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanBody:
+    """The plan with this digest, as bytes that the receiver checks against it; empty: the sender does not have it."""
+
+    digest: str
+    body: bytes | bytearray | memoryview
+
+
+Message = Open | Opened | Activations | Reorder | Close | Failed | PlanRequest | PlanBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +139,10 @@ class Beat:
     sent_us: int
     echo_us: int
     held_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Zeros, so that the rate of a link is known before anything large has to go over it. Links' own, as beats are."""
+
+    num_bytes: int

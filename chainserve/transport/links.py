@@ -1,26 +1,27 @@
 """All links of one peer: one standing link to each other peer carries every session between the two.
 
 Frames become messages here, and what makes no sense is refused without ending the link. Beats on every link
-measure the round trip, keep the way warm and show within seconds that the other end has died or frozen.
+measure it, keep the way warm and show within seconds that the other end has died or frozen.
 """
 
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from chainserve.errors import FrameError, LinkLostError
 from chainserve.protocol.codec import Limits, decode, encode
-from chainserve.protocol.messages import Activations, Beat, Message
+from chainserve.protocol.messages import Activations, Beat, Message, Probe
+from chainserve.transport.beats import LOAD_BYTES, Beats, Load
 from chainserve.transport.interface import Link, Transport
 from chainserve.types import PeerId
 
 logger = logging.getLogger(__name__)
 
-NUM_ROUND_TRIPS = 16  # remembered per link
 RETRY_S = 300.0  # after this long on the second-best way, the best is tried again
 SILENT_TICKS = 4
 
@@ -105,40 +106,56 @@ class Links:
         attempt = self._attempts.get(peer)
         if attempt is None:
             attempt = self._attempts[peer] = self._start(self._connect(peer))
-        try:
-            await asyncio.shield(attempt)  # whoever gives up leaves the try to the others
-        except asyncio.CancelledError:
-            if self._closed:
-                raise LinkLostError(peer, "links are closed") from None
-            raise
+        await self._shield(peer, attempt)  # whoever gives up leaves the try to the others
 
     async def send(self, peer: PeerId, message: Message) -> None:
         """Send over the standing link, waiting while it is full.
 
         LinkLostError if none stands or it breaks; FrameError if the message is larger than peers take.
         """
-        if peer not in self._standing:
-            raise LinkLostError(peer, "no link stands")
+        standing = self._to(peer)
         frame = encode(message)
         if len(frame) > self._limits.max_frame_bytes:
             raise FrameError(
                 f"{type(message).__name__} of {len(frame)} bytes, peers take {self._limits.max_frame_bytes}",
                 reason="too-large",
             )
-        standing = self._standing[peer][0]  # always the same one, so that order holds
         if isinstance(message, Activations):
             standing.active_at = self._clock()
-        await self._send(standing, frame)
+        if len(frame) < LOAD_BYTES:
+            await self._send(standing, frame)
+        else:
+            await self._send_load(standing, frame)
+
+    async def probe(self, peer: PeerId, num_bytes: int) -> None:
+        """Send zeros over the standing link and wait until they have arrived: then its rate is known.
+
+        At least LOAD_BYTES, or nothing is learnt. LinkLostError if no link stands or it breaks; the caller sets the
+        deadline.
+        """
+        assert LOAD_BYTES <= num_bytes <= self._limits.max_probe_bytes
+        probing = self._start(self._probe(self._to(peer), encode(Probe(num_bytes))))
+        await self._shield(peer, probing)  # a frame that breaks off would break the link
 
     def kind(self, peer: PeerId) -> str | None:
         """What carries the link to `peer`: 'direct', 'relayed', 'memory'; None if none stands."""
         return self._standing[peer][0].link.kind if peer in self._standing else None
 
     def round_trip_s(self, peer: PeerId) -> float | None:
-        """Seconds to `peer` and back: the least of the last beats, as waiting behind others is not distance."""
-        if peer not in self._standing:
-            return None
-        return min(self._standing[peer][0].round_trips_s, default=None)
+        """Seconds to `peer` and back, as beats with nothing large before them take; None if not known."""
+        return self._standing[peer][0].beats.round_trip_s if peer in self._standing else None
+
+    def bytes_per_s(self, peer: PeerId) -> float | None:
+        """What goes to `peer` in a second, by the last large frames; None if there were none on this link."""
+        return self._standing[peer][0].beats.bytes_per_s if peer in self._standing else None
+
+    async def next_beat(self, peer: PeerId) -> None:
+        """Wait for the next beat of `peer`, which may tell the round trip; LinkLostError if no link stands."""
+        await self._to(peer).news.wait()
+
+    def is_active(self, peer: PeerId) -> bool:
+        """Whether the link to `peer` has just been made, or carried activations."""
+        return peer in self._standing and self._is_active(self._standing[peer][0])
 
     async def close(self) -> None:
         """Close all links and stop listening."""
@@ -147,6 +164,24 @@ class Links:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(transport.close() for transport in self._transports))
+
+    def _to(self, peer: PeerId) -> "_Standing":
+        """The link to `peer` that is used: always the same one, so that order holds. LinkLostError if none stands."""
+        if peer not in self._standing:
+            raise LinkLostError(peer, "no link stands")
+        return self._standing[peer][0]
+
+    def _is_active(self, standing: "_Standing") -> bool:
+        return self._clock() - standing.active_at < self._timing.active_s
+
+    async def _shield(self, peer: PeerId, task: asyncio.Task[None]) -> None:
+        """Wait for a task that goes on if the caller gives up; LinkLostError once links are closed."""
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise LinkLostError(peer, "links are closed") from None
+            raise
 
     async def _connect(self, peer: PeerId) -> None:
         try:
@@ -211,6 +246,7 @@ class Links:
         """Give up every link to `peer`: with two of them, what was lost in one must not be missed in the other."""
         for standing in self._standing.pop(peer):
             self.counters.links_lost += 1
+            standing.news.set()
             if standing.task is not asyncio.current_task():
                 standing.task.cancel()
         if not self._closed:
@@ -219,8 +255,10 @@ class Links:
 
     async def _read(self, standing: "_Standing") -> None:
         peer, receive = standing.link.peer, standing.link.receive
+        is_load = False
         while True:
             frame = await receive()
+            is_load = is_load or len(frame) >= LOAD_BYTES  # until the beat behind it
             self.counters.frames_received += 1
             self.counters.bytes_received += len(frame)
             try:
@@ -231,7 +269,10 @@ class Links:
                 self._on_refused(peer, error)
                 continue
             if isinstance(message, Beat):
-                standing.take_beat(message, now_us=self._now_us())
+                standing.take_beat(message, now_us=self._now_us(), behind_load=is_load)
+                is_load = False
+                continue
+            if isinstance(message, Probe):
                 continue
             if isinstance(message, Activations):
                 standing.active_at = self._clock()
@@ -240,9 +281,13 @@ class Links:
     async def _beat(self, standing: "_Standing") -> None:
         timing = self._timing
         while True:
-            await self._send(standing, encode(standing.next_beat(now_us=self._now_us())))
-            active = self._clock() - standing.active_at < timing.active_s
-            await asyncio.sleep(min(timing.keepalive_s, timing.heartbeat_s) if active else timing.heartbeat_s)
+            standing.hurry.clear()
+            await self._send_beat(standing)
+            active = self._is_active(standing)
+            pause_s = min(timing.keepalive_s, timing.heartbeat_s) if active else timing.heartbeat_s
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await standing.hurry.wait()
 
     async def _watch(self, standing: "_Standing") -> None:
         # Silence counts in ticks of our own loop, so that a stall of ours is not taken for the other end's.
@@ -253,7 +298,35 @@ class Links:
             num_silent = num_silent + 1 if link.num_arrivals == before else 0
         raise LinkLostError(link.peer, f"silent for {self._timing.timeout_s:g} s")
 
+    async def _probe(self, standing: "_Standing", frame: bytes) -> None:
+        await self._news(standing, lambda: standing.beats.round_trip_s is not None)  # or the load tells nothing
+        load = await self._send_load(standing, frame)
+        await self._news(standing, lambda: not load.is_out)
+
+    async def _news(self, standing: "_Standing", condition: Callable[[], bool]) -> None:
+        """Wait for a beat that makes `condition` true."""
+        while not condition():
+            if standing not in self._standing.get(standing.link.peer, ()):
+                raise LinkLostError(standing.link.peer, "lost while it was probed")
+            await standing.news.wait()
+
+    async def _send_load(self, standing: "_Standing", frame: bytes) -> Load:
+        """Send a large frame, with a beat behind it that tells when it has arrived."""
+        load = standing.beats.begin(now_us=self._now_us())
+        try:
+            await self._send(standing, frame)
+        except BaseException:
+            standing.beats.forget_loads()
+            raise
+        if not load.is_marked:
+            await self._send_beat(standing)
+        return load
+
+    async def _send_beat(self, standing: "_Standing") -> None:
+        await self._send(standing, encode(standing.beats.next_beat(now_us=self._now_us())))
+
     async def _send(self, standing: "_Standing", frame: bytes) -> None:
+        standing.beats.sent_bytes += len(frame)  # first, so that a beat that waits behind it counts it
         await standing.link.send(frame)
         self.counters.frames_sent += 1
         self.counters.bytes_sent += len(frame)
@@ -280,16 +353,14 @@ class _Standing:
     link: Link
     dialled: bool  # by us
     active_at: float  # when it last carried activations, or was made
-    round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_ROUND_TRIPS))
-    echo_us: int = 0  # the last beat's `sent_us`, by the other end's clock
-    echo_taken_us: int = 0  # when it came, by ours
+    beats: Beats = field(default_factory=Beats)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)  # a beat of ours is waited for
+    news: asyncio.Event = field(default_factory=asyncio.Event)  # set for a moment at each beat of theirs
     task: asyncio.Task[None] = field(init=False)
 
-    def next_beat(self, *, now_us: int) -> Beat:
-        return Beat(now_us, self.echo_us, now_us - self.echo_taken_us if self.echo_us else 0)
-
-    def take_beat(self, beat: Beat, *, now_us: int) -> None:
-        self.echo_us, self.echo_taken_us = beat.sent_us, now_us
-        round_trip_us = now_us - beat.echo_us - beat.held_us
-        if beat.echo_us and round_trip_us >= 0:
-            self.round_trips_s.append(round_trip_us / 1e6)
+    def take_beat(self, beat: Beat, *, now_us: int, behind_load: bool) -> None:
+        self.beats.take(beat, now_us=now_us, behind_load=behind_load)
+        if behind_load:
+            self.hurry.set()
+        self.news.set()
+        self.news.clear()

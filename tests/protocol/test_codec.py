@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chainserve.errors import FrameError
-from chainserve.protocol.codec import DETAIL_CHARS, VERSION, Limits, decode, encode
+from chainserve.protocol.codec import DETAIL_CHARS, VERSION, Frame, Limits, decode, encode
 from chainserve.protocol.messages import (
     DTYPES,
     Activations,
@@ -19,9 +19,11 @@ from chainserve.protocol.messages import (
     Close,
     Failed,
     FailureCode,
-    Message,
     Open,
     Opened,
+    PlanBody,
+    PlanRequest,
+    Probe,
     Reorder,
     Step,
     WireTensor,
@@ -37,14 +39,18 @@ ACTIVATIONS = Activations(
     (Step(SESSION, 0, start=5, num_tokens=2, num_outputs=1), Step(OTHER, 1, start=0, num_tokens=1, num_outputs=0)),
     WireTensor("bfloat16", (3, 4), bytes(range(24))),
 )
-MESSAGES: list[Message | Beat] = [
+MESSAGES: list[Frame] = [
     OPEN,
     Opened(SESSION),
     ACTIVATIONS,
     Reorder(SESSION, (1, 0, 0)),
     Close(SESSION),
     Failed(SESSION, PeerId("B"), FailureCode.CACHE_FULL, "12 tokens\nfree"),
+    PlanRequest("digest"),
+    PlanBody("digest", bytes(range(100))),
+    PlanBody("digest", b""),
     Beat(1, 2, 3),
+    Probe(100),
 ]
 
 sessions = st.binary(min_size=16, max_size=16).map(SessionId)
@@ -88,7 +94,10 @@ messages = st.one_of(
     sessions.map(Close),
     st.builds(Reorder, sessions, lanes),
     st.builds(Failed, sessions, peers, st.sampled_from(FailureCode), st.text(max_size=DETAIL_CHARS)),
+    st.builds(PlanRequest, peers),
+    st.builds(PlanBody, peers, st.binary(max_size=1000)),
     st.builds(Beat, times, times, times),
+    st.builds(Probe, st.integers(0, 1000)),
 )
 
 
@@ -110,7 +119,7 @@ def forge(frame: bytes, change: Callable[[list[Any]], None]) -> bytes:
 
 
 @given(messages)
-def test_what_is_sent_arrives(message: Message) -> None:
+def test_what_is_sent_arrives(message: Frame) -> None:
     assert decode(encode(message), LIMITS) == message
 
 
@@ -131,15 +140,24 @@ def test_a_tensor_of_other_than_bytes_is_sent_as_its_bytes() -> None:
     assert message.tensor.data == bytes(8)
 
 
+def test_the_body_of_a_plan_is_a_view_into_the_frame() -> None:
+    frame = encode(PlanBody("digest", memoryview(bytes(8)).cast("f")))
+    message = decode(frame, LIMITS)
+    assert isinstance(message, PlanBody)
+    assert isinstance(message.body, memoryview)
+    assert message.body.obj is frame
+    assert message.body == bytes(8)
+
+
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_every_truncation_is_refused(message: Message) -> None:
+def test_every_truncation_is_refused(message: Frame) -> None:
     frame = encode(message)
     for length in range(len(frame)):
         refusal(frame[:length])
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_trailing_bytes_are_refused(message: Message) -> None:
+def test_trailing_bytes_are_refused(message: Frame) -> None:
     for extra in (b"\0", bytes(16), b"x" * 100):
         assert refusal(encode(message) + extra).reason in ("trailing", "tensor")
 
@@ -174,7 +192,7 @@ anything = st.recursive(
 
 
 @given(st.sampled_from(MESSAGES), st.data())
-def test_fields_of_any_type_raise_nothing_but_frame_errors(message: Message, data: st.DataObject) -> None:
+def test_fields_of_any_type_raise_nothing_but_frame_errors(message: Frame, data: st.DataObject) -> None:
     def change(fields: list[Any]) -> None:
         fields[data.draw(st.integers(0, len(fields) - 1))] = data.draw(anything)
 
@@ -183,7 +201,7 @@ def test_fields_of_any_type_raise_nothing_but_frame_errors(message: Message, dat
 
 
 @given(messages, st.data())
-def test_mutated_frames_raise_nothing_but_frame_errors(message: Message, data: st.DataObject) -> None:
+def test_mutated_frames_raise_nothing_but_frame_errors(message: Frame, data: st.DataObject) -> None:
     frame = bytearray(encode(message))
     for _ in range(data.draw(st.integers(1, 5))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
@@ -233,6 +251,31 @@ def test_numbers_of_everything_are_limited() -> None:
     assert refusal(encode(OPEN), replace(LIMITS, max_blocks=6)).reason == "field"
     assert refusal(encode(OPEN), replace(LIMITS, max_position=99)).reason == "field"
     assert refusal(encode(OPEN), replace(LIMITS, max_name_chars=5)).reason == "field"
+    assert refusal(encode(PlanRequest("digest")), replace(LIMITS, max_name_chars=5)).reason == "field"
+    assert refusal(encode(PlanBody("digest", b"12")), replace(LIMITS, max_name_chars=5)).reason == "field"
+    assert refusal(encode(PlanBody("digest", b"12")), replace(LIMITS, max_plan_bytes=1)).reason == "too-large"
+    assert refusal(encode(Probe(2)), replace(LIMITS, max_probe_bytes=1)).reason == "too-large"
+
+
+def test_plans_and_probes_arrive_up_to_their_limits() -> None:
+    for message in (PlanBody("digest", bytes(LIMITS.max_plan_bytes)), Probe(LIMITS.max_probe_bytes)):
+        frame = encode(message)
+        assert decode(frame, LIMITS) == message
+        assert refusal(frame + b"\0").reason == "too-large"
+
+
+@pytest.mark.parametrize("message", [PlanBody("digest", b"body"), Probe(4)], ids=["PlanBody", "Probe"])
+@pytest.mark.parametrize("size", [-1, 3, 5, 2**64 - 1, True, None, "4", 4.0])
+def test_a_payload_of_another_size_than_announced_is_refused(message: Frame, size: object) -> None:
+    refusal(forge(encode(message), lambda fields: fields.__setitem__(-1, size)))
+
+
+@pytest.mark.parametrize("digest", ["", "x" * 257, "two\nlines", b"digest", 7, None])
+@pytest.mark.parametrize(
+    "message", [PlanBody("digest", b"body"), PlanRequest("digest")], ids=["PlanBody", "PlanRequest"]
+)
+def test_a_digest_is_a_short_name(message: Frame, digest: object) -> None:
+    assert refusal(forge(encode(message), lambda fields: fields.__setitem__(0, digest))).reason == "field"
 
 
 @pytest.mark.parametrize(
