@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from chainserve.swarm.plans import PlanRecord
 from chainserve.swarm.records import Announcement
 from chainserve.swarm.view import View
 from chainserve.types import PeerId
+
+PLAN_LEASES = 4
+"""A plan outlives the announcement of its planner, until the next planner has taken over."""
 
 
 class Swarm(Protocol):
@@ -23,6 +27,9 @@ class Swarm(Protocol):
     def view(self) -> View:
         """The last snapshot read; cheap."""
 
+    def now(self) -> float:
+        """Swarm time, in unix seconds."""
+
     async def refresh(self) -> View:
         """Read all records now."""
 
@@ -31,6 +38,9 @@ class Swarm(Protocol):
 
     async def publish(self, announcement: Announcement) -> None:
         """Tell the swarm what we hold. Call again before `lease_s` is over, or the record expires."""
+
+    async def publish_plan(self, record: PlanRecord) -> None:
+        """Tell the swarm of a plan of ours; its record counts for PLAN_LEASES times `lease_s`."""
 
     async def withdraw(self) -> None:
         """Take our record back: from now on others' views do not show us."""

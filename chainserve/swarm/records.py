@@ -9,7 +9,7 @@ by peers of another version, who store records that they cannot read.
 import dataclasses
 import hmac
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -18,13 +18,15 @@ import msgpack
 
 from chainserve.errors import RecordError, SpanError
 from chainserve.swarm.identity import Identity, peer_id_of, verify
+from chainserve.swarm.offers import MAX_BYTES, Offer
 from chainserve.types import PeerId, Span
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_RECORD_BYTES = 16 * 1024
 MAX_LEASE_S = 3600.0  # a record that claims to live longer comes from a wrong clock
 MAX_BLOCKS = 10_000
 MAX_TOKENS = 10**12
+MAX_EPOCH = 2**53
 MAX_TEXT_CHARS = 512
 MAX_ADDRESSES = 32
 
@@ -36,10 +38,10 @@ _DOMAIN = b"chainserve record 1\0"
 class ServerState(StrEnum):
     """Where a server is in its life."""
 
-    JOINING = "joining"
+    JOINING = "joining"  # waits for the plan to give it blocks
     LOADING = "loading"
     ONLINE = "online"
-    DRAINING = "draining"
+    DRAINING = "draining"  # moves: lets sessions finish and takes no others
     OFFLINE = "offline"
 
 
@@ -54,7 +56,8 @@ class Announcement:
     model_digest: str
     num_blocks: int
     """Blocks of the whole model."""
-    span: Span
+    span: Span | None
+    """Blocks it serves, loads or is about to give up; None while it waits for some."""
     dtype: str
     cache_tokens: int
     """Tokens, over its whole span, that the server's cache holds in total."""
@@ -65,22 +68,38 @@ class Announcement:
     """Of the software."""
     started_at: float
     """Unix seconds."""
+    pinned: bool = False
+    """Its owner chose the blocks."""
+    weight_bytes: int = 0
+    """Memory that its blocks take now."""
+    epoch: int = 0
+    """Of the plan it follows; 0: of none yet."""
+    offer: Offer | None = None
+    """What planning needs to know; None: it takes no part in plans."""
 
     def __post_init__(self) -> None:
         for name in ("peer", "model", "model_digest", "dtype", "version"):
             _check_text(name, getattr(self, name))
         for address in self.addresses:
             _check_text("address", address)
+        for peer in self.offer.reach if self.offer is not None else ():
+            _check_text("peer in reach", peer)
         if len(self.addresses) > MAX_ADDRESSES:
             raise ValueError(f"{len(self.addresses)} addresses, at most {MAX_ADDRESSES}")
         if not 0 < self.num_blocks <= MAX_BLOCKS:
             raise ValueError(f"a model of {self.num_blocks} blocks")
-        if self.span.end > self.num_blocks:
+        if self.span is not None and self.span.end > self.num_blocks:
             raise ValueError(f"blocks {self.span} of {self.num_blocks}")
         if not 0 <= self.free_tokens <= self.cache_tokens <= MAX_TOKENS:
             raise ValueError(f"{self.free_tokens} of {self.cache_tokens} cache tokens free")
         if not (math.isfinite(self.started_at) and self.started_at >= 0):
             raise ValueError(f"started at {self.started_at}")
+        if not 0 <= self.weight_bytes <= MAX_BYTES:
+            raise ValueError(f"weights of {self.weight_bytes} bytes")
+        if not 0 <= self.epoch <= MAX_EPOCH:
+            raise ValueError(f"epoch {self.epoch}")
+        if self.span is None and (self.pinned or self.state not in (ServerState.JOINING, ServerState.OFFLINE)):
+            raise ValueError(f"{self.state} without blocks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +118,19 @@ def seal(announcement: Announcement, identity: Identity, secret: bytes, *, expir
         raise ValueError(f"{identity.peer_id} cannot seal a record of {announcement.peer}")
     fields = {field.name: getattr(announcement, field.name) for field in dataclasses.fields(announcement)}
     del fields["peer"]  # follows from the public key
-    span, started_at = announcement.span, float(announcement.started_at)
-    fields |= {"schema": SCHEMA, "span": (span.start, span.end), "started_at": started_at}
-    body = msgpack.packb([float(expires_at), msgpack.packb(fields)])
+    span, offer, started_at = announcement.span, announcement.offer, float(announcement.started_at)
+    fields |= {
+        "schema": SCHEMA,
+        "span": span and (span.start, span.end),
+        "started_at": started_at,
+        "offer": offer and offer.to_fields(),
+    }
+    return seal_payload(msgpack.packb(fields), identity, secret, expires_at=expires_at)
+
+
+def seal_payload(payload: bytes, identity: Identity, secret: bytes, *, expires_at: float) -> bytes:
+    """Sign a payload as `identity`, to count until `expires_at`; ValueError if it is too large for a record."""
+    body = msgpack.packb([float(expires_at), payload])
     data: bytes = msgpack.packb([body, identity.public_key, identity.sign(_to_sign(body, secret))])
     if len(data) > MAX_RECORD_BYTES:
         raise ValueError(f"a record of {len(data)} bytes, at most {MAX_RECORD_BYTES}: fewer or shorter addresses")
@@ -128,6 +157,15 @@ def unseal(data: bytes, secret: bytes) -> Sealed:
 
 def open_record(data: bytes, secret: bytes, *, now: float) -> Announcement:
     """Check all of a record; RecordError if anything is wrong or it does not count at `now` (unix seconds)."""
+    peer, fields = open_fields(data, secret, now=now)
+    try:
+        return _announcement(fields, peer)
+    except (ValueError, SpanError) as error:
+        raise RecordError(f"record's fields do not fit: {error}") from None
+
+
+def open_fields(data: bytes, secret: bytes, *, now: float) -> tuple[PeerId, Mapping[str, Any]]:
+    """Who sealed a record that counts at `now`, and its fields, not yet looked into; RecordError as `open_record`."""
     sealed = unseal(data, secret)
     if sealed.expires_at <= now:
         raise RecordError(f"record expired {now - sealed.expires_at:.1f} s ago")
@@ -136,39 +174,48 @@ def open_record(data: bytes, secret: bytes, *, now: float) -> Announcement:
     fields = _unpack(sealed.payload)
     if not isinstance(fields, dict):
         raise RecordError("record's payload is not a map")
-    schema = _value(fields, "schema", int)
+    schema = field_of(fields, "schema", int)
     if schema != SCHEMA:
         raise RecordError(f"record has schema {schema}, this version reads {SCHEMA}: upgrade the older peer")
-    try:
-        return _announcement(fields, sealed.peer)
-    except (ValueError, SpanError) as error:
-        raise RecordError(f"record's fields do not fit: {error}") from None
+    return sealed.peer, fields
 
 
 def _announcement(fields: Mapping[str, Any], peer: PeerId) -> Announcement:
     """The typed record; ValueError, SpanError or RecordError if a field does not fit. Other fields are ignored."""
-    span, addresses = _value(fields, "span", list), _value(fields, "addresses", list)
-    if len(span) != 2 or not all(type(block) is int for block in span):
-        raise RecordError("record's span is not [start, end]")
+    addresses = field_of(fields, "addresses", list)
     if not all(type(address) is str for address in addresses):
         raise RecordError("record's addresses are not text")
+    offer = fields.get("offer")
     return Announcement(
         peer=peer,
-        state=ServerState(_value(fields, "state", str)),
-        model=_value(fields, "model", str),
-        model_digest=_value(fields, "model_digest", str),
-        num_blocks=_value(fields, "num_blocks", int),
-        span=Span(*span),
-        dtype=_value(fields, "dtype", str),
-        cache_tokens=_value(fields, "cache_tokens", int),
-        free_tokens=_value(fields, "free_tokens", int),
+        state=ServerState(field_of(fields, "state", str)),
+        model=field_of(fields, "model", str),
+        model_digest=field_of(fields, "model_digest", str),
+        num_blocks=field_of(fields, "num_blocks", int),
+        span=None if fields.get("span", 0) is None else to_span(field_of(fields, "span", list)),
+        dtype=field_of(fields, "dtype", str),
+        cache_tokens=field_of(fields, "cache_tokens", int),
+        free_tokens=field_of(fields, "free_tokens", int),
         addresses=tuple(addresses),
-        version=_value(fields, "version", str),
-        started_at=_value(fields, "started_at", float),
+        version=field_of(fields, "version", str),
+        started_at=field_of(fields, "started_at", float),
+        pinned=field_of(fields, "pinned", bool),
+        weight_bytes=field_of(fields, "weight_bytes", int),
+        epoch=field_of(fields, "epoch", int),
+        offer=None if offer is None else Offer.from_fields(offer),
     )
 
 
-def _value(fields: Mapping[str, Any], name: str, kind: type[T]) -> T:
+def to_span(pair: Sequence[object]) -> Span:
+    """The span written as [start, end]; RecordError or SpanError if it is none."""
+    match pair:
+        case [int(start), int(end)] if type(start) is int and type(end) is int:
+            return Span(start, end)
+        case _:
+            raise RecordError("record's span is not [start, end]")
+
+
+def field_of(fields: Mapping[str, Any], name: str, kind: type[T]) -> T:
     """A field of exactly this type (so True is no number); RecordError if it is missing or of another."""
     value = fields.get(name)
     if type(value) is not kind:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from chainserve.swarm.plans import PlanRecord
 from chainserve.swarm.records import Announcement, ServerState
 from chainserve.types import PeerId
 
@@ -15,6 +16,18 @@ class View:
 
     servers: Mapping[PeerId, Announcement] = field(default_factory=lambda: MappingProxyType({}))
     taken_at: float = 0.0
+    plans: Mapping[PeerId, PlanRecord] = field(default_factory=lambda: MappingProxyType({}))
+    """The last plan of every peer that has made one."""
+    refused: Mapping[PeerId, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Why records of peers were not believed."""
+
+    def plan(self, model_digest: str) -> PlanRecord | None:
+        """The plan of this model that is to be followed; None if there is none."""
+        best: PlanRecord | None = None
+        for record in self.plans.values():
+            if record.model_digest == model_digest and record.supersedes(best):
+                best = record
+        return best
 
     def online(self, model_digest: str) -> tuple[Announcement, ...]:
         """Servers of this model that take sessions, by peer id."""
@@ -32,7 +45,18 @@ class View:
         return {digest: tuple(servers) for digest, servers in models.items()}
 
 
-def make_view(records: Iterable[Announcement], *, taken_at: float) -> View:
+def make_view(
+    records: Iterable[Announcement],
+    *,
+    taken_at: float,
+    plans: Iterable[PlanRecord] = (),
+    refused: Mapping[PeerId, str] | None = None,
+) -> View:
     """The view of valid, unexpired records: the same one whatever their order. Servers that left are not in it."""
     servers = {record.peer: record for record in records if record.state is not ServerState.OFFLINE}
-    return View(MappingProxyType(dict(sorted(servers.items()))), taken_at)
+    return View(
+        servers=MappingProxyType(dict(sorted(servers.items()))),
+        taken_at=taken_at,
+        plans=MappingProxyType({plan.planner: plan for plan in sorted(plans, key=lambda plan: plan.planner)}),
+        refused=MappingProxyType(dict(sorted((refused or {}).items()))),
+    )

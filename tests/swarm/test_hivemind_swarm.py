@@ -9,6 +9,7 @@ from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any
 
+import msgpack
 import psutil
 import pytest
 import uvloop
@@ -16,8 +17,11 @@ import uvloop
 from chainserve.errors import AddressError, JoinError, SwarmError
 from chainserve.swarm.hivemind import HivemindSwarm
 from chainserve.swarm.identity import Identity
-from chainserve.swarm.records import Announcement, ServerState, seal
+from chainserve.swarm.interface import PLAN_LEASES
+from chainserve.swarm.plans import PlanRecord, seal_plan
+from chainserve.swarm.records import Announcement, ServerState, seal, seal_payload
 from chainserve.swarm.token import JoinToken, swarm_secret
+from chainserve.types import PeerId
 
 pytestmark = pytest.mark.slow  # hivemind alone takes seconds to import
 
@@ -98,7 +102,7 @@ async def test_a_client_gives_tokens_of_the_peers_it_came_by(
 async def test_a_record_that_is_not_published_again_expires(
     enter: Enter, identities: list[Identity], announce: Announce
 ) -> None:
-    server = await enter(identities[0], lease_s=1.0)
+    server = await enter(identities[0], lease_s=3.0)
     await server.publish(announce(server.peer_id))
     other = await enter(identities[1], await server.token(), host=None)
     assert server.peer_id in other.view.servers
@@ -137,8 +141,8 @@ async def test_nobody_overwrites_the_record_of_another_peer(
         "text",
     ]
     for record in forged:
-        await rogue._node.store(rogue._key, record, expires_at, subkey=first.peer_id)
-    await rogue._node.store(rogue._key, "no dictionary", expires_at + 1)
+        await rogue._node.store(rogue._keys.servers, record, expires_at, subkey=first.peer_id)
+    await rogue._node.store(rogue._keys.servers, "no dictionary", expires_at + 1)
     assert first.num_refused > 0
     assert honest.num_refused > 0
     for swarm in (first, honest):
@@ -157,6 +161,104 @@ async def test_nothing_is_stored_for_strangers_under_other_keys(
     await rogue._node.store("their own key", b"data", time.time() + 100, exclude_self=True)
     assert first.num_refused == 1
     assert len(first._node.protocol.storage) == 1
+
+
+def plan_of(planner: PeerId, *, epoch: int = 1) -> PlanRecord:
+    return PlanRecord(planner=planner, epoch=epoch, model_digest="0123456789abcdef", digest="d", body=b"plan")
+
+
+async def test_a_plan_is_seen_by_others_and_replaces_the_one_before(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    first = await enter(identities[0])
+    await first.publish(announce(first.peer_id))
+    token = await first.token()
+    second, client = await enter(identities[1], token), await enter(identities[2], token, host=None)
+    assert first.view.plan("0123456789abcdef") is None
+    await first.publish_plan(plan_of(first.peer_id))
+    views = [await swarm.refresh() for swarm in (first, second, client)]
+    assert [view.plans for view in views] == [{first.peer_id: plan_of(first.peer_id)}] * 3
+    await first.publish_plan(plan_of(first.peer_id, epoch=2))
+    await second.publish_plan(plan_of(second.peer_id, epoch=3))
+    for swarm in (first, second, client):
+        view = await swarm.refresh()
+        assert view.plans == {
+            first.peer_id: plan_of(first.peer_id, epoch=2),
+            second.peer_id: plan_of(second.peer_id, epoch=3),
+        }
+        assert view.plan("0123456789abcdef") == plan_of(second.peer_id, epoch=3)
+        assert view.refused == {}
+        assert list(view.servers) == [first.peer_id]  # plans are no announcements
+    with pytest.raises(ValueError, match="cannot seal a plan of"):
+        await second.publish_plan(plan_of(first.peer_id))
+
+
+async def test_a_plan_outlives_the_announcement_of_its_planner_by_leases(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    first = await enter(identities[0])
+    await first.publish(announce(first.peer_id))
+    planner = await enter(identities[1], await first.token(), lease_s=1.0)
+    await planner.publish(announce(planner.peer_id))
+    await planner.publish_plan(plan_of(planner.peer_id))
+    begin_s = first.now()
+    await planner.close()
+    view = await first.wait_for(lambda view: planner.peer_id not in view.servers, timeout_s=10.0)
+    assert view.plan("0123456789abcdef") == plan_of(planner.peer_id)
+    view = await first.wait_for(lambda view: not view.plans, timeout_s=10.0)
+    assert view.taken_at - begin_s > (PLAN_LEASES - 1) * planner.lease_s  # its clock may be a little behind
+
+
+async def test_a_forged_plan_is_not_believed_and_its_maker_is_named(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    first = await enter(identities[0])
+    await first.publish(announce(first.peer_id))
+    await first.publish_plan(plan_of(first.peer_id))
+    honest = await enter(identities[1], await first.token())
+    rogue = await enter(identities[2], await first.token())
+    rogue._node.protocol.record_validator = None  # it takes and tells whatever it wants
+    expires_at = time.time() + 100
+    forged = [
+        seal_plan(plan_of(rogue.peer_id, epoch=9), identities[2], rogue._secret, expires_at=expires_at),
+        seal_plan(plan_of(first.peer_id, epoch=9), identities[0], b"x" * 32, expires_at=expires_at),
+        b"garbage",
+    ]
+    for name in (first.peer_id, "nobody"):
+        for record in forged:
+            await rogue._node.store(rogue._keys.plans, record, expires_at, subkey=name)
+    nonsense = seal_payload(
+        msgpack.packb({"schema": 2, "epoch": -9}), identities[2], rogue._secret, expires_at=expires_at
+    )
+    await rogue._node.store(rogue._keys.plans, nonsense, expires_at, subkey=rogue.peer_id)
+    for swarm in (first, honest):
+        view = await swarm.refresh()
+        assert view.plans == {first.peer_id: plan_of(first.peer_id)}
+        assert view.plan("0123456789abcdef") == plan_of(first.peer_id)
+        assert view.servers == {first.peer_id: announce(first.peer_id)}
+        assert view.refused[rogue.peer_id] == "plan is of epoch -9"
+        assert "record is" in view.refused[PeerId("nobody")]
+        assert first.peer_id not in view.refused  # whoever is in the swarm is not to blame for what bears its name
+        assert swarm.num_refused > 0
+    await first.publish_plan(plan_of(first.peer_id, epoch=2))
+    assert (await honest.refresh()).plan("0123456789abcdef") == plan_of(first.peer_id, epoch=2)
+
+
+async def test_a_server_whose_record_cannot_be_read_is_named_until_it_can(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    first = await enter(identities[0])
+    await first.publish(announce(first.peer_id))
+    newer = await enter(identities[1], await first.token())
+    expires_at = time.time() + 5
+    newest = seal_payload(msgpack.packb({"schema": 3}), identities[1], newer._secret, expires_at=expires_at)
+    await newer._node.store(newer._keys.servers, newest, expires_at, subkey=newer.peer_id)
+    view = await first.refresh()
+    assert list(view.servers) == [first.peer_id]
+    assert "schema 3, this version reads 2" in view.refused[newer.peer_id]
+    await newer.publish(announce(newer.peer_id))
+    view = await first.refresh()
+    assert (list(view.servers), view.refused) == (sorted([first.peer_id, newer.peer_id]), {})
 
 
 async def test_others_are_read_when_one_of_them_has_died(

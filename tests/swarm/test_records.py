@@ -2,17 +2,22 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import msgpack
 import pytest
+from drawn import announcements
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tampering import Path, assert_typed, paths, replaced, values
 
 from chainserve.errors import RecordError
+from chainserve.planning.profile import BlockProfile, StepTimes
 from chainserve.swarm import records
 from chainserve.swarm.identity import Identity
+from chainserve.swarm.offers import Demand, Offer, Reach, StepCheck
 from chainserve.swarm.records import Announcement, ServerState, open_record, seal, unseal
 from chainserve.types import PeerId, Span
 
@@ -21,57 +26,73 @@ SECRET = b"s" * 32
 NOW = 1_800_000_000.0
 EXPIRY = NOW + 30
 
-texts = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=64)
-
-
-@st.composite
-def announcements(draw: st.DrawFn) -> Announcement:
-    num_blocks = draw(st.integers(1, 200))
-    start = draw(st.integers(0, num_blocks - 1))
-    cache_tokens = draw(st.integers(0, 10**9))
-    return Announcement(
-        peer=IDENTITY.peer_id,
-        state=draw(st.sampled_from(ServerState)),
-        model=draw(texts),
-        model_digest=draw(texts),
-        num_blocks=num_blocks,
-        span=Span(start, draw(st.integers(start + 1, num_blocks))),
-        dtype=draw(texts),
-        cache_tokens=cache_tokens,
-        free_tokens=draw(st.integers(0, cache_tokens)),
-        addresses=tuple(draw(st.lists(texts, max_size=4))),
-        version=draw(texts),
-        started_at=draw(st.floats(0, 1e12)),
-    )
-
-
-SEALED = seal(
-    Announcement(
-        peer=IDENTITY.peer_id,
-        state=ServerState.ONLINE,
-        model="tiny",
-        model_digest="00ff",
-        num_blocks=4,
-        span=Span(0, 4),
-        dtype="float32",
-        cache_tokens=10,
-        free_tokens=5,
-        addresses=("ws://127.0.0.1:1/link",),
-        version="0.1.0",
-        started_at=1.0,
-    ),
-    IDENTITY,
-    SECRET,
-    expires_at=EXPIRY,
+TIMES = StepTimes(forward_s=0.001, prefill=((8, 0.01), (512, 0.1)), decode=((1, 0.002), (16, 0.01)))
+PROFILE = BlockProfile(
+    times=TIMES,
+    block_bytes=1000,
+    embedding_bytes=300,
+    head_bytes=310,
+    is_tied=True,
+    token_bytes=16,
+    activation_bytes=200,
 )
+OFFER = Offer(
+    memory_bytes=10**9,
+    profile=PROFILE,
+    prefill=StepCheck(predicted_s=0.1, observed_s=0.12),
+    decode=StepCheck(predicted_s=0.01, observed_s=0.012),
+    reach={PeerId("near"): Reach(round_trip_s=0.01, bytes_per_s=1e8), PeerId("far"): Reach(round_trip_s=0.2)},
+    demand=Demand(num_requests=7, window_s=60.0, input_tokens=100.0, output_tokens=20.0),
+)
+ANNOUNCED = Announcement(
+    peer=IDENTITY.peer_id,
+    state=ServerState.ONLINE,
+    model="tiny",
+    model_digest="00ff",
+    num_blocks=4,
+    span=Span(0, 4),
+    dtype="float32",
+    cache_tokens=10,
+    free_tokens=5,
+    addresses=("ws://127.0.0.1:1/link",),
+    version="0.1.0",
+    started_at=1.0,
+    weight_bytes=4000,
+    epoch=3,
+    offer=OFFER,
+)
+SEALED = seal(ANNOUNCED, IDENTITY, SECRET, expires_at=EXPIRY)
+FIELDS = msgpack.unpackb(unseal(SEALED, SECRET).payload)
 
 
 @settings(deadline=None)
-@given(announcements())
+@given(announcements(IDENTITY.peer_id))
 def test_an_announcement_says_the_same_after_its_way_through_a_seal(announcement: Announcement) -> None:
     data = seal(announcement, IDENTITY, SECRET, expires_at=EXPIRY)
-    assert open_record(data, SECRET, now=NOW) == announcement
+    opened = open_record(data, SECRET, now=NOW)
+    assert opened == announcement
+    assert_typed(opened, Announcement)
     assert unseal(data, SECRET).expires_at == EXPIRY
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.sampled_from(list(paths(FIELDS))), values)
+def test_with_any_other_value_in_it_a_record_is_refused_or_of_the_right_types(path: Path, value: object) -> None:
+    data = _seal_payload(msgpack.packb(replaced(FIELDS, path, value)))
+    with suppress(RecordError):
+        opened = open_record(data, SECRET, now=NOW)
+        assert_typed(opened, Announcement)
+        assert open_record(seal(opened, IDENTITY, SECRET, expires_at=EXPIRY), SECRET, now=NOW) == opened
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_a_member_that_signs_damaged_bytes_is_refused_or_of_the_right_types(data: st.DataObject) -> None:
+    payload = bytearray(unseal(SEALED, SECRET).payload)
+    for position in data.draw(st.lists(st.integers(0, len(payload) - 1), min_size=1, max_size=3)):
+        payload[position] = data.draw(st.integers(0, 255))
+    with suppress(RecordError):
+        assert_typed(open_record(_seal_payload(bytes(payload)), SECRET, now=NOW), Announcement)
 
 
 @settings(deadline=None)
@@ -159,6 +180,23 @@ def test_the_peer_of_a_record_is_the_one_whose_key_signed_it(
         {"started_at": 1},
         {"started_at": math.inf},
         {"started_at": -1.0},
+        {"started_at": math.nan},
+        {"span": None},
+        {"span": None, "state": "loading"},
+        {"span": None, "state": "draining"},
+        {"span": None, "state": "joining", "pinned": True},
+        {"span": [4, 8]},
+        {"span": [-1, 2]},
+        {"pinned": 1},
+        {"pinned": None},
+        {"weight_bytes": -1},
+        {"weight_bytes": 2**50},
+        {"weight_bytes": True},
+        {"weight_bytes": 1.0},
+        {"epoch": -1},
+        {"epoch": 2**53 + 1},
+        {"epoch": True},
+        {"epoch": 1.0},
     ],
 )
 def test_a_member_who_seals_nonsense_is_refused(changes: dict[str, Any]) -> None:
@@ -166,11 +204,103 @@ def test_a_member_who_seals_nonsense_is_refused(changes: dict[str, Any]) -> None
         open_record(_sealed_fields(changes), SECRET, now=NOW)
 
 
-def test_every_field_is_needed() -> None:
-    fields = msgpack.unpackb(unseal(SEALED, SECRET).payload)
-    for name in fields:
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"memory_bytes": 2**50}, "memory of 1125899906842624 bytes"),  # a petabyte
+        ({"memory_bytes": 0}, "memory of 0 bytes"),
+        ({"memory_bytes": True}, "bool where a whole number belongs"),
+        ({"memory_bytes": 1e9}, "float where a whole number belongs"),
+        ({"prefill": 0}, "not an offer"),
+        ({"prefill": [0.1]}, "not an offer"),
+        ({"prefill": [0.1, math.nan]}, "observed_s is nan"),
+        ({"decode": [0.0, 0.1]}, "predicted_s is 0"),
+        ({"decode": [5e-324, 0.1]}, "predicted_s is 5e-324"),
+        ({"decode": [0.1, -0.1]}, "observed_s is -0.1"),
+        ({"decode": [True, 0.1]}, "bool where a number belongs"),
+        ({"reach": None}, "not an offer"),
+        ({"reach": {f"p{number}": [0.1, None] for number in range(33)}}, "the way to 33 peers, at most 32"),
+        ({"reach": {"": [0.1, None]}}, "peer in reach '' is not"),
+        ({"reach": {"two\nlines": [0.1, None]}}, "peer in reach"),
+        ({"reach": {b"bytes": [0.1, None]}}, "bytes where text belongs"),
+        ({"reach": {"p": [-0.1, None]}}, "round_trip_s is -0.1"),
+        ({"reach": {"p": [math.inf, None]}}, "round_trip_s is inf"),
+        ({"reach": {"p": [None, None]}}, "NoneType where a number belongs"),
+        ({"reach": {"p": [0.1, 0.0]}}, "bytes_per_s is 0"),
+        ({"reach": {"p": [0.1, "fast"]}}, "str where a number belongs"),
+        ({"demand": False}, "not an offer"),
+        ({"demand": [1, 0.0, 1.0, 1.0]}, "window_s is 0"),
+        ({"demand": [1.5, 60.0, 1.0, 1.0]}, "float where a whole number belongs"),
+        ({"demand": [-1, 60.0, 1.0, 1.0]}, "num_requests is -1"),
+        ({"demand": [1, 60.0, math.inf, 1.0]}, "input_tokens is inf"),
+        ({"demand": [1, 60.0, 1.0, math.nan]}, "output_tokens is nan"),
+    ],
+)
+def test_an_offer_of_nonsense_is_refused(change: dict[str, Any], fact: str) -> None:
+    with pytest.raises(RecordError, match=fact):
+        open_record(_sealed_fields({"offer": FIELDS["offer"] | change}), SECRET, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"block_bytes": 2**50}, "block_bytes is 1125899906842624"),
+        ({"token_bytes": 0}, "token_bytes is 0"),
+        ({"activation_bytes": -1}, "activation_bytes is -1"),
+        ({"activation_bytes": 2**46 + 1}, "activation_bytes is"),
+        ({"embedding_bytes": 1.5}, "float where a whole number belongs"),
+        ({"is_tied": 1}, "int where true or false belongs"),
+        ({"is_tied": None}, "NoneType where true or false belongs"),
+    ],
+)
+def test_a_profile_of_nonsense_is_refused(change: dict[str, Any], fact: str) -> None:
+    profile = FIELDS["offer"]["profile"] | change
+    with pytest.raises(RecordError, match=fact):
+        open_record(_sealed_fields({"offer": FIELDS["offer"] | {"profile": profile}}), SECRET, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"forward_s": -0.1}, "forward_s is -0.1"),
+        ({"forward_s": math.nan}, "forward_s is nan"),
+        ({"forward_s": 3601.0}, "forward_s is 3601"),
+        ({"forward_s": False}, "bool where a number belongs"),
+        ({"prefill": []}, "at least two"),
+        ({"prefill": [[8, 0.1], [8, 0.1]]}, "rising"),
+        ({"prefill": [[8, 0.1], [10**10, 0.1]]}, "size of a step is 10000000000"),
+        ({"prefill": [[8, math.inf], [9, 0.1]]}, "prefill at size 8 is inf"),
+        ({"decode": [[1, 1e-300], [2, 0.1]]}, "seconds of a step is 1e-300"),
+        ({"decode": [[1, 0.1], [2, 5000.0]]}, "seconds of a step is 5000"),
+        ({"decode": [[True, 0.1], [2, 0.1]]}, "bool where a whole number belongs"),
+        ({"decode": [[number, 0.1] for number in range(1, 66)]}, "a profile of 65 sizes, at most 64"),
+    ],
+)
+def test_times_of_nonsense_are_refused(change: dict[str, Any], fact: str) -> None:
+    profile = FIELDS["offer"]["profile"]
+    offer = FIELDS["offer"] | {"profile": profile | {"times": profile["times"] | change}}
+    with pytest.raises(RecordError, match=fact):
+        open_record(_sealed_fields({"offer": offer}), SECRET, now=NOW)
+
+
+def test_every_field_is_needed_but_for_the_offer() -> None:
+    for name in FIELDS.keys() - {"span", "offer"}:
         with pytest.raises(RecordError, match=name):
-            open_record(_seal_payload(msgpack.packb({**fields, name: None})), SECRET, now=NOW)
+            open_record(_sealed_fields({name: None}), SECRET, now=NOW)
+    for name in FIELDS.keys() - {"offer"}:
+        without = {key: value for key, value in FIELDS.items() if key != name}
+        with pytest.raises(RecordError, match=name):
+            open_record(_seal_payload(msgpack.packb(without)), SECRET, now=NOW)
+    assert open_record(_sealed_fields({"offer": None}), SECRET, now=NOW).offer is None
+    for name in FIELDS["offer"]:
+        offer = {key: value for key, value in FIELDS["offer"].items() if key != name}
+        with pytest.raises(RecordError, match=name):
+            open_record(_sealed_fields({"offer": offer}), SECRET, now=NOW)
+
+
+@pytest.mark.parametrize("state", [ServerState.JOINING, ServerState.OFFLINE])
+def test_only_who_joins_or_has_left_is_without_blocks(state: ServerState) -> None:
+    assert open_record(_sealed_fields({"span": None, "state": state}), SECRET, now=NOW).span is None
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\xff" * 40, msgpack.packb([1, 2]), msgpack.packb({1: 2})])
@@ -191,8 +321,8 @@ def test_fields_that_later_versions_add_are_ignored() -> None:
 
 
 def test_a_newer_schema_is_refused_for_that_reason_though_its_seal_holds() -> None:
-    data = _sealed_fields({"schema": 2, "span": "elsewhere"})
-    with pytest.raises(RecordError, match="schema 2, this version reads 1"):
+    data = _sealed_fields({"schema": 3, "span": "elsewhere"})
+    with pytest.raises(RecordError, match="schema 3, this version reads 2"):
         open_record(data, SECRET, now=NOW)
     assert unseal(data, SECRET).peer == IDENTITY.peer_id
 
@@ -204,6 +334,8 @@ def test_an_announcement_that_cannot_be_is_not_made(announce: Callable[..., Anno
         announce(IDENTITY.peer_id, cache_tokens=1, free_tokens=2)
     with pytest.raises(ValueError, match="peer"):
         announce(PeerId(""))
+    with pytest.raises(ValueError, match="online without blocks"):
+        announce(IDENTITY.peer_id, span=None)
 
 
 def test_a_record_that_would_be_refused_for_its_size_is_not_made(announce: Callable[..., Announcement]) -> None:
@@ -213,7 +345,7 @@ def test_a_record_that_would_be_refused_for_its_size_is_not_made(announce: Calla
 
 
 def _sealed_fields(changes: dict[str, Any]) -> bytes:
-    return _seal_payload(msgpack.packb(msgpack.unpackb(unseal(SEALED, SECRET).payload) | changes))
+    return _seal_payload(msgpack.packb(FIELDS | changes))
 
 
 def _seal_payload(payload: bytes, *, expires_at: object = EXPIRY) -> bytes:
