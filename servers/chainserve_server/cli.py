@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import io
 import logging
 import os
 import signal
@@ -9,19 +10,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from chainserve import __version__
 from chainserve.errors import ChainserveError
 from chainserve.protocol.messages import DTYPES
-from chainserve.runtime.cores import free_idle_cores
-from chainserve.types import Span
+from chainserve.runtime.background import is_busy
+from chainserve.runtime.cores import free_idle_cores, give_back_memory
+from chainserve_server.family_options import asks_for_family, children_of
+from chainserve_server.standard_input import StandardInput
 
 LEAVE_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PROGRAM = (sys.executable, "-P", "-m", "chainserve_server.cli")
+"""This command, not taken from the current folder, for children."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a server; what was asked for and cannot be done is one line on stderr and exit status 2."""
+def main(arguments: Sequence[str] | None = None, *, program: Sequence[str] = PROGRAM) -> int:
+    """Run a server, or several; what was asked for and cannot be done is one line on stderr and exit status 2.
+
+    `program` is what children run.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING,
@@ -38,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in LEAVE_SIGNALS:
         signal.signal(number, interrupt)
     try:
+        if asks_for_family(options):
+            return run_family(options, arguments, told_to_leave, program=program)
         run(options, told_to_leave)
     except ChainserveError as error:
         return fail(error)
@@ -74,12 +86,28 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", required=True, help="hub id, folder, GGUF file, or smollm2-135m, which comes with a package"
     )
-    parser.add_argument("--blocks", metavar="START:END", help="blocks to host, end not included (all)")
-    parser.add_argument("--join", metavar="TOKEN", help="join the swarm of this token")
+    parser.add_argument(
+        "--blocks",
+        default="auto",
+        metavar="START:END",
+        help="blocks to host, end not included; auto: chosen by the swarm; all",
+    )
+    parser.add_argument("--join", metavar="TOKEN", help="join the swarm of this token; -: read it from standard input")
     parser.add_argument("--swarm", metavar="NAME", default="chainserve", help="name of the swarm that is started")
-    parser.add_argument("--memory", metavar="SIZE", help="for weights and cache, as 6GB or 512MiB (most of a free GPU)")
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="for weights, activations and cache: 6GB or 512MiB, 0.5 or 50%% of what the device has, or auto, which is "
+        "most of a free GPU and a quarter of free RAM (auto)",
+    )
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="float32 on the CPU, bfloat16 elsewhere")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (cpu)")
+    parser.add_argument(
+        "--devices", metavar="NAMES", help="one server on each, under one parent: cuda:0,cuda:1, or all CUDA devices"
+    )
+    parser.add_argument(
+        "--num-servers", type=int, default=1, metavar="N", help="so many servers on the device, under one parent (1)"
+    )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen here (127.0.0.1)")
     parser.add_argument(
         "--port", type=int, default=0, help="for links; the DHT takes the next one (the system chooses)"
@@ -88,36 +116,57 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--token-days", type=float, default=30, metavar="DAYS", help="the token printed is good for so long (30)"
     )
+    parser.add_argument(
+        "--lease",
+        type=float,
+        default=30,
+        metavar="SECONDS",
+        help="how long the others believe that this server is there when it says nothing (30)",
+    )
+    parser.add_argument(
+        "--leave-on-eof", action="store_true", help="leave when standard input ends, as when the parent is gone"
+    )
     parser.add_argument("--verbose", action="store_true", help="log what happens")
     return parser
 
 
 def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
     """Check everything that needs no swarm, then serve until told to leave."""
+    give_back_memory()
+    reads_token = options.join == "-"
+    if reads_token or options.leave_on_eof:
+        standard_input = StandardInput(leave_on_eof=options.leave_on_eof)
+
     from chainserve.swarm.token import JoinToken
-    from chainserve_server.config import ServerConfig, parse_bytes
+    from chainserve_server.config import ServerConfig, parse_blocks, parse_memory
     from chainserve_server.prepare import prepare
 
     config = ServerConfig(
         model=options.model,
-        blocks=Span.parse(options.blocks) if options.blocks else None,
+        blocks=parse_blocks(options.blocks),
         join=options.join,
         swarm=options.swarm,
-        memory_bytes=parse_bytes(options.memory) if options.memory else None,
+        memory=parse_memory(options.memory or "auto"),
         dtype=options.dtype,
         device=options.device,
         host=options.host,
         port=options.port,
         identity=options.identity,
         token_days=options.token_days,
+        lease_s=options.lease,
     )
-    if config.join:
+    if config.join and not reads_token:
         JoinToken.decode(config.join, now=time.time())
     prepared = prepare(config)
 
     import uvloop
 
-    from chainserve_server.server import LOAD_THREAD, serve
+    from chainserve_server.server import serve
+
+    if reads_token:  # now that all slow imports are done
+        token = standard_input.token()
+        JoinToken.decode(token, now=time.time())
+        config = replace(config, join=token)
 
     async def until_signalled() -> None:
         leave = asyncio.Event()
@@ -130,8 +179,40 @@ def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_signalled())
-    if any(thread.name.startswith(LOAD_THREAD) for thread in threading.enumerate()):
-        os._exit(0)  # we were told to leave while loading, which goes on in its thread: nobody waits for it
+    if is_busy():
+        os._exit(0)  # we were told to leave while loading or planning: nobody waits for that
+
+
+def run_family(
+    options: argparse.Namespace,
+    arguments: Sequence[str],
+    told_to_leave: threading.Event,
+    *,
+    program: Sequence[str],
+) -> int:
+    """Start the servers asked for as children and stay until they are gone; returns the exit status."""
+    from chainserve.swarm.token import JoinToken
+    from chainserve_server.family import Family
+    from chainserve_server.hardware import auto_memory, cuda_devices
+
+    children = children_of(options, arguments, cuda_devices=cuda_devices, auto_memory=auto_memory)
+    token = sys.stdin.readline() if options.join == "-" else options.join
+    if token is not None:
+        JoinToken.decode(token, now=time.time())
+        token = "".join(token.split())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # servers may write what this terminal has no letters for
+
+    async def until_gone() -> int:
+        family = Family(children, program=program, say=lambda text: print(text, flush=True), token=token)
+        loop = asyncio.get_running_loop()
+        for number in LEAVE_SIGNALS:
+            loop.add_signal_handler(number, family.interrupt)
+        if told_to_leave.is_set():
+            raise KeyboardInterrupt
+        return await family.run()
+
+    return asyncio.run(until_gone())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from itertools import groupby
 import torch
 
 from chainserve.errors import StepError
+from chainserve.models.cache import KVCache
 from chainserve.models.runner import Runner
 from chainserve.models.wire import from_wire, to_wire
 from chainserve.protocol.messages import Activations, FailureCode, Reorder, Step, WireTensor
@@ -79,13 +80,15 @@ class Engine:
 
     def __init__(
         self,
-        runner: Runner,
+        cache: KVCache,
         *,
+        runner: Runner | None = None,  # None: there are no blocks to run yet
         max_batch_tokens: int,
         emit: Emit,
         fail: Fail,
         observe: Observe = lambda _forward: None,
     ) -> None:
+        self.cache = cache
         self.runner = runner
         self._max_batch_tokens = max_batch_tokens
         self._emit = emit
@@ -93,6 +96,7 @@ class Engine:
         self._observe = observe
         self._queues: dict[SessionId, deque[Work | Reorder]] = {}
         self._released: list[SessionId] = []
+        self._changes: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
@@ -108,21 +112,29 @@ class Engine:
         self._released.append(session)
         self._wake.set()
 
+    async def between_iterations(self, change: Callable[[], None]) -> None:
+        """Run `change` while no forward is under way and what was released is free: for another runner or cache.
+
+        What it raises is raised here. If the caller gives up before its turn has come, it does not run.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changes.append((change, done))
+        self._wake.set()
+        await done
+
     async def run(self) -> None:
         """Iterate until cancelled."""
         loop = asyncio.get_running_loop()
         try:
             while True:
                 self._wake.clear()
-                for session in self._released:
-                    self.runner.cache.release(session)
-                self._released.clear()
+                self._release_and_change()
                 batch = self._take_batch()
                 if not batch:
                     await self._wake.wait()
                     continue
                 try:
-                    outcome = await loop.run_in_executor(self._thread, run_batch, self.runner, batch)
+                    outcome = await loop.run_in_executor(self._thread, self._run_batch, batch)
                 except RuntimeError as error:  # torch's own errors, out of memory among them
                     logger.exception("an iteration failed")
                     reason = f"{type(error).__name__}: {error}"[:200]
@@ -136,6 +148,27 @@ class Engine:
                     self._observe(forward)
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _release_and_change(self) -> None:
+        """Do what had to wait for the forward to end. In a frame of its own, which keeps nothing of it alive."""
+        for session in self._released:
+            self.cache.release(session)
+        self._released.clear()
+        changes, self._changes = self._changes, []
+        for change, done in changes:
+            if done.done():  # whoever asked for it has given up
+                continue
+            try:
+                change()
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is for who asked, and no session's fault)
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def _run_batch(self, batch: Batch) -> Outcome:
+        """Called in the compute thread, which must not keep a runner: when that is exchanged, its memory is needed."""
+        assert self.runner is not None, "sessions are open, but no blocks are there"
+        return run_batch(self.runner, batch)
 
     def _take_batch(self) -> "Batch":
         """Remove from the queues what the next iteration runs."""

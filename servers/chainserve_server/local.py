@@ -1,6 +1,7 @@
 """Several servers as child processes of this one, on loopback: for tests, benchmarks and first tries."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,8 +44,15 @@ class LocalServer:
         return output
 
     @property
+    def has_joined(self) -> bool:
+        """Whether it has said who it is."""
+        return (
+            re.search(r"^chainserve-server \S+ has (started|joined) swarm .*\n  peer ", self.output(), re.M) is not None
+        )
+
+    @property
     def peer(self) -> str:
-        """Its peer id, once it is online."""
+        """Its peer id, once it has joined."""
         return next(line.split()[1] for line in self.output().splitlines() if line.split()[:1] == ["peer"])
 
 
@@ -72,7 +80,7 @@ class LocalSwarm:
     @property
     def token(self) -> str:
         """What the first server printed for others to join."""
-        output = self.servers[0].wait_for("is online")
+        output = self.servers[0].wait_for("\nchainserve1.")
         return next(line for line in output.splitlines() if line.startswith("chainserve1."))
 
     def start(self, *spans: str, arguments: Sequence[str] = ()) -> list[LocalServer]:

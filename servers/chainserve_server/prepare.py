@@ -1,30 +1,57 @@
-"""All that can be found out, and refused, before a server joins: model, blocks, device, memory."""
+"""All that can be found out, and refused, before a server joins: model, blocks, device, speed, memory."""
 
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
 from chainserve.errors import SpanError
+from chainserve.models.load import bytes_by_block
+from chainserve.models.profiles import profile_of
 from chainserve.models.resolve import resolve
-from chainserve.models.skeleton import blocks_of, build_skeleton
 from chainserve.models.source import ModelSource
-from chainserve.models.support import cache_bytes_per_token, check_supported
+from chainserve.models.support import check_supported
+from chainserve.planning.profile import BlockProfile
+from chainserve.swarm.inputs import SLOT_TOKENS
 from chainserve.types import Span
-from chainserve_server.config import MIN_CACHE_TOKENS, ServerConfig, cache_budget, check_device, default_memory
+from chainserve_server.config import (
+    ALL,
+    MIN_CACHE_TOKENS,
+    ServerConfig,
+    cache_budget,
+    check_device,
+    check_one_block,
+    resolve_memory,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model whose blocks are known to fit, with no weights read yet."""
+    """A model of which at least one block is known to fit, with no weights read yet."""
 
     source: ModelSource
-    span: Span
-    skeleton: PreTrainedModel
+    pinned: Span | None  # None: the swarm chooses
     device: torch.device
     dtype: torch.dtype
-    weight_bytes: int
-    cache_tokens: int
+    profile: BlockProfile
+    memory_bytes: int  # for weights, activations and cache
+    block_bytes: tuple[int, ...]  # weights of each block of the model
+
+    @property
+    def longest_tokens(self) -> int:
+        """Of a sequence, as the model was trained."""
+        return int(getattr(self.source.config, "max_position_embeddings", None) or SLOT_TOKENS)
+
+    def weight_bytes(self, span: Span | None) -> int:
+        """Of all blocks of the span."""
+        return sum(self.block_bytes[block] for block in span or ())
+
+    def left_bytes(self, *weight_bytes: int) -> int:
+        """Memory for cache beside activations and such weights; below 0 if they do not fit."""
+        return self.memory_bytes - self.profile.activation_bytes - sum(weight_bytes)
+
+    def cache_tokens(self, span: Span, left_bytes: int) -> int:
+        """Tokens through all blocks of the span whose cache takes at most `left_bytes`."""
+        return max(0, left_bytes) // (self.profile.token_bytes * len(span))
 
 
 def prepare(config: ServerConfig) -> Prepared:
@@ -33,16 +60,26 @@ def prepare(config: ServerConfig) -> Prepared:
     dtype: torch.dtype = getattr(torch, config.dtype_name)
     source = resolve(config.model)
     check_supported(source.config)
-    span = config.blocks or Span(0, source.num_blocks)
-    if span.end > source.num_blocks:
-        raise SpanError(f"{source.name} has blocks 0:{source.num_blocks}, it cannot be asked for {span}")
-    skeleton = build_skeleton(source.config, span)
-    blocks = blocks_of(skeleton.base_model)
-    block_bytes = [sum(p.numel() for p in blocks[block].parameters()) * dtype.itemsize for block in span]
-    cache_tokens = cache_budget(
-        config.memory_bytes or default_memory(device),
-        block_bytes=block_bytes,
-        token_bytes=cache_bytes_per_token(source.config, span, dtype=dtype) // len(span),
-        num_tokens=MIN_CACHE_TOKENS,
-    )
-    return Prepared(source, span, skeleton, device, dtype, sum(block_bytes), cache_tokens)
+    pinned = Span(0, source.num_blocks) if config.blocks == ALL else config.blocks
+    if pinned is not None and pinned.end > source.num_blocks:
+        raise SpanError(f"{source.name} has blocks 0:{source.num_blocks}, it cannot be asked for {pinned}")
+    memory_bytes = resolve_memory(config.memory, device)
+    profile = profile_of(source.config, dtype=dtype, device=device)
+    block_bytes = bytes_by_block(source.config, dtype)
+    if pinned is not None:
+        cache_budget(
+            memory_bytes,
+            block_bytes=[block_bytes[block] for block in pinned],
+            activation_bytes=profile.activation_bytes,
+            token_bytes=profile.token_bytes,
+            num_tokens=MIN_CACHE_TOKENS,
+        )
+    else:
+        check_one_block(
+            memory_bytes,
+            block_bytes=max(block_bytes),
+            activation_bytes=profile.activation_bytes,
+            token_bytes=profile.token_bytes,
+            slot_tokens=SLOT_TOKENS,
+        )
+    return Prepared(source, pinned, device, dtype, profile, memory_bytes, block_bytes)

@@ -1,45 +1,50 @@
-"""The life of a server: join, load, serve, leave.
+"""The life of a server: join, be given blocks, load, serve, move, leave.
 
-join the swarm -> listen -> load the blocks -> announce and serve -> withdraw, drain, leave
+join the swarm -> listen -> announce, follow the plan, hold blocks, serve -> withdraw, drain, leave
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 
 from chainserve import __version__
-from chainserve.errors import SwarmError
+from chainserve.errors import SwarmError, describe_blocks
 from chainserve.models.cache import KVCache
-from chainserve.models.load import LoadReport, load_weights
-from chainserve.models.runner import Runner
-from chainserve.protocol.messages import FailureCode, Message
+from chainserve.protocol.messages import DTYPES, FailureCode, Message
+from chainserve.runtime.background import in_background
 from chainserve.swarm.hivemind import HivemindSwarm
 from chainserve.swarm.identity import Identity
-from chainserve.swarm.records import Announcement, ServerState
+from chainserve.swarm.inputs import ModelFacts
+from chainserve.swarm.member import Member
+from chainserve.swarm.offers import Offer
+from chainserve.swarm.planner import Job, Planner
+from chainserve.swarm.plans import SwarmPlan
+from chainserve.swarm.records import Announcement
 from chainserve.swarm.token import JoinToken, swarm_secret
 from chainserve.transport.direct import DirectTransport
+from chainserve.transport.exchange import PlanExchange
 from chainserve.transport.handshake import Credentials
 from chainserve.transport.links import Links
 from chainserve.transport.relayed import RelayedTransport
-from chainserve.types import PeerId
+from chainserve.types import PeerId, Span
+from chainserve_server.blocks import Blocks
 from chainserve_server.config import ServerConfig
 from chainserve_server.engine import Engine
+from chainserve_server.observation import DemandWindow, StepChecks
 from chainserve_server.outbox import Outbox
 from chainserve_server.prepare import Prepared
+from chainserve_server.sampling import LinkSampler
 from chainserve_server.sessions import Sessions
 
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
-LOAD_THREAD = "load"
 WITHDRAW_S = 1.0
 FLUSH_S = 0.3
-ANNOUNCE_GAP_S = 0.5
-"""Changes within this time are announced together."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Event, say: Say) -> None:
@@ -49,23 +54,26 @@ async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Even
         resources.callback(identity.release)
         swarm, secret = await enter_swarm(config, identity)
         resources.push_async_callback(swarm.close)
-        server = Server(config, prepared, swarm, Credentials(identity, secret))
+        server = Server(config, prepared, swarm, Credentials(identity, secret), say=say)
         await server.links.listen()
         resources.push_async_callback(server.links.close)
         resources.push_async_callback(server.outbox.close)
         resources.push_async_callback(server.withdraw)
+        say(await server.introduction())
         async with asyncio.TaskGroup() as tasks:
-            engine, announcing = tasks.create_task(server.engine.run()), tasks.create_task(server.announce_forever())
-            loading, leaving = tasks.create_task(server.load()), tasks.create_task(leave.wait())
-            await asyncio.wait({loading, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
-                say(await server.introduction(loading.result()))
-                await leaving
+            running = [
+                tasks.create_task(work) for work in (server.engine.run(), server.member.run(), server.sampler.run())
+            ]
+            leaving = tasks.create_task(leave.wait())
+            await asyncio.wait({leaving, *running}, return_when=asyncio.FIRST_COMPLETED)
+            if not leaving.done():
+                return  # something broke, which the group raises
             say("leaving the swarm")
-            announcing.cancel()  # or it would undo the withdrawal
-            await server.drain()
-            for task in (loading, engine, announcing):
+            engine, *others = running
+            for task in others:  # or they would undo the withdrawal
                 task.cancel()
+            await server.drain()
+            engine.cancel()
 
 
 async def enter_swarm(config: ServerConfig, identity: Identity) -> tuple[HivemindSwarm, bytes]:
@@ -73,9 +81,12 @@ async def enter_swarm(config: ServerConfig, identity: Identity) -> tuple[Hivemin
     dht_port = config.port + 1 if config.port else 0
     if config.join:
         token = JoinToken.decode(config.join, now=time.time())
-        return await HivemindSwarm.join(identity, token, host=config.host, port=dht_port), token.secret
+        swarm = await HivemindSwarm.join(identity, token, host=config.host, port=dht_port, lease_s=config.lease_s)
+        return swarm, token.secret
     secret = swarm_secret(identity, config.swarm)
-    swarm = await HivemindSwarm.create(identity, config.swarm, secret=secret, host=config.host, port=dht_port)
+    swarm = await HivemindSwarm.create(
+        identity, config.swarm, secret=secret, host=config.host, port=dht_port, lease_s=config.lease_s
+    )
     return swarm, secret
 
 
@@ -83,15 +94,16 @@ class Server:
     """What a running server consists of, and what it tells the swarm."""
 
     def __init__(
-        self, config: ServerConfig, prepared: Prepared, swarm: HivemindSwarm, credentials: Credentials
+        self, config: ServerConfig, prepared: Prepared, swarm: HivemindSwarm, credentials: Credentials, *, say: Say
     ) -> None:
         self._config = config
         self._prepared = prepared
         self._swarm = swarm
-        self._state = ServerState.LOADING
-        self._changed = asyncio.Event()
-        self._started_at = time.time()
-        self._cache = KVCache(prepared.span, budget_tokens=prepared.cache_tokens)
+        self._say = say
+        self._started_at = swarm.now()
+        self._session_ended = asyncio.Event()
+        self._demand = DemandWindow(clock=time.monotonic)
+        self._checks = StepChecks(prepared.profile.times)
         self.links = Links(
             swarm.peer_id,
             [
@@ -105,49 +117,115 @@ class Server:
         )
         self.outbox = Outbox(self.links, on_lost=self._lost)
         self.engine = Engine(
-            Runner(prepared.skeleton, prepared.span, self._cache),
+            KVCache(None, budget_tokens=0),
             max_batch_tokens=config.max_batch_tokens,
             emit=self.outbox.post,
             fail=lambda session, code, detail: self.sessions.fail(session, code, detail),
+            observe=self._checks.observe,
         )
         self.sessions = Sessions(
             swarm.peer_id,
             model=prepared.source.digest,
-            span=prepared.span,
             hidden_size=prepared.source.config.hidden_size,
             engine=self.engine,
             post=self.outbox.post,
+            on_change=self._sessions_changed,
+            on_request=self._demand.arrived,
+            on_served=self._demand.served,
+        )
+        self.blocks = Blocks(
+            prepared,
+            self.engine,
+            self.sessions,
+            grace_s=config.move_grace_s,
+            on_change=lambda: self.member.changed(),
+        )
+        self.exchange = PlanExchange(self.links)
+        self.sampler = LinkSampler(self.links, self._others)
+        self.member = Member(
+            swarm,
+            self,
+            Planner(
+                swarm.peer_id,
+                model_digest=prepared.source.digest,
+                model=ModelFacts(
+                    num_blocks=prepared.source.num_blocks,
+                    longest_tokens=prepared.longest_tokens,
+                    wire_bytes=prepared.source.config.hidden_size * DTYPES[config.dtype_name],
+                ),
+            ),
+            model_digest=prepared.source.digest,
+            fetch=self.exchange.fetch,
+            carry_out=carry_out,
+            clock=time.monotonic,
         )
 
-    async def load(self) -> LoadReport:
-        """Read the weights of our blocks, then take sessions."""
-        prepared = self._prepared
-        loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix=LOAD_THREAD)
-        try:
-            report = await asyncio.get_running_loop().run_in_executor(
-                loader,
-                lambda: load_weights(
-                    prepared.skeleton, prepared.source, dtype=prepared.dtype, device=prepared.device, progress=True
-                ),
-            )
-        finally:
-            loader.shutdown(wait=False, cancel_futures=True)
-        self._state = ServerState.ONLINE
-        self.sessions.closed_because = None
-        await self._swarm.publish(self._announcement())
-        return report
+    @property
+    def pinned(self) -> Span | None:
+        """Blocks that the owner chose."""
+        return self._prepared.pinned
 
-    async def announce_forever(self) -> None:
-        """Publish our record before it expires, and soon after it changes."""
-        while True:
-            self._changed.clear()
-            try:
-                await self._swarm.publish(self._announcement())
-            except SwarmError as error:
-                logger.warning("the swarm did not take our record, trying again: %s", error)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._swarm.lease_s / 3)
-            await asyncio.sleep(ANNOUNCE_GAP_S)
+    def can_hold(self, span: Span) -> bool:
+        """Whether weights and activations fit, and cache for something."""
+        prepared = self._prepared
+        if span.end > prepared.source.num_blocks:
+            return False
+        return prepared.cache_tokens(span, prepared.left_bytes(prepared.weight_bytes(span))) > 0
+
+    async def hold(self, span: Span) -> None:
+        """Serve these blocks, and no others, when this returns."""
+        report = await self.blocks.hold(span)
+        prepared, cache = self._prepared, self.engine.cache
+        self._say(
+            f"chainserve-server {__version__} is online\n"
+            f"  model   {prepared.source.name}, blocks {span} of {prepared.source.num_blocks}, "
+            f"{self._config.dtype_name} on {prepared.device}\n"
+            f"  memory  {self.blocks.weight_bytes / 1e6:.0f} MB of weights "
+            f"({report.bytes_read / 1e6:.0f} MB read in {report.seconds:.1f} s), "
+            f"{prepared.profile.activation_bytes / 1e6:.0f} MB for activations, "
+            f"cache for {cache.budget_tokens:,} tokens"
+        )
+
+    def told(self, plan: SwarmPlan) -> None:
+        """A new plan is followed."""
+        self.exchange.keep(plan)
+        if plan.shortage is not None:
+            self._say(
+                f"waiting for more servers: no room for {describe_blocks(plan.shortage.missing)} of "
+                f"{self._prepared.source.num_blocks}, {plan.shortage.missing_bytes / 1e9:.3g} GB more are needed"
+            )
+        elif self.pinned is None:
+            span = plan.placement.spans.get(self._swarm.peer_id)
+            self._say(f"plan {plan.epoch}: {f'blocks {span}' if span else 'no blocks for this server'}")
+
+    def announcement(self, *, epoch: int) -> Announcement:
+        """What the swarm has to know of us now."""
+        prepared, cache = self._prepared, self.engine.cache
+        return Announcement(
+            peer=self._swarm.peer_id,
+            state=self.blocks.state,
+            model=prepared.source.name,
+            model_digest=prepared.source.digest,
+            num_blocks=prepared.source.num_blocks,
+            span=self.blocks.span,
+            dtype=self._config.dtype_name,
+            cache_tokens=cache.budget_tokens,
+            free_tokens=min(cache.free_tokens, cache.budget_tokens),
+            addresses=self.links.addresses,
+            version=__version__,
+            started_at=self._started_at,
+            pinned=self.pinned is not None,
+            weight_bytes=self.blocks.weight_bytes,
+            epoch=epoch,
+            offer=Offer(
+                memory_bytes=prepared.memory_bytes,
+                profile=prepared.profile,
+                prefill=self._checks.prefill,
+                decode=self._checks.decode,
+                reach=self.sampler.reach,
+                demand=self._demand.seen(),
+            ),
+        )
 
     async def withdraw(self) -> None:
         """Take our record out of everybody's view, at once."""
@@ -163,56 +241,41 @@ class Server:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_s):
                 while len(self.sessions):
-                    self._changed.clear()
-                    await self._changed.wait()
-        self.sessions.end_all(FailureCode.NOT_SERVING, "the server left the swarm")
+                    self._session_ended.clear()
+                    await self._session_ended.wait()
+        self.sessions.end(self.sessions.outside(None), FailureCode.NOT_SERVING, "the server left the swarm")
         with suppress(TimeoutError):
             await asyncio.wait_for(self.outbox.flush(), FLUSH_S)
 
-    async def introduction(self, report: LoadReport) -> str:
-        """What the terminal shows once we are online."""
+    async def introduction(self) -> str:
+        """What the terminal shows once we are in the swarm."""
         prepared, config = self._prepared, self._config
         name = prepared.source.name
-        blocks = f"blocks {prepared.span} of {prepared.source.num_blocks}"
+        blocks = f"blocks {self.pinned}" if self.pinned else "blocks chosen by the swarm"
         lines = [
-            f"chainserve-server {__version__} is online",
-            f"  model   {name}, {blocks}, {config.dtype_name} on {prepared.device}",
-            f"  memory  {prepared.weight_bytes / 1e6:.0f} MB of weights "
-            f"({report.bytes_read / 1e6:.0f} MB read in {report.seconds:.1f} s), "
-            f"cache for {prepared.cache_tokens:,} tokens",
+            f"chainserve-server {__version__} has {'joined' if config.join else 'started'} swarm {self._swarm.name}",
             f"  peer    {self._swarm.peer_id}",
             f"  links   {', '.join(self.links.addresses)}",
+            f"  offers  {prepared.memory_bytes / 1e6:,.0f} MB on {prepared.device} for {name}, {blocks}",
         ]
         if not config.join:
             token = await self._swarm.token(expires_at=time.time() + config.token_days * 86_400)
             lines += [
-                f"  swarm   {config.swarm}; whoever has this token is a member:",
+                "whoever has this token is a member:",
                 "",
                 token.encode(),
                 "",
-                f"join it:  chainserve-server --model {name} --blocks START:END --join TOKEN",
+                f"join it:  chainserve-server --model {name} --join TOKEN",
                 "ask it:   chainserve chat TOKEN",
             ]
-            if config.host in ("127.0.0.1", "::1", "localhost"):
+            if config.host in LOOPBACK:
                 lines.append("Only this machine can reach it: start with --host ADDRESS for others to join.")
         return "\n".join(lines)
 
-    def _announcement(self) -> Announcement:
-        prepared = self._prepared
-        return Announcement(
-            peer=self._swarm.peer_id,
-            state=self._state,
-            model=prepared.source.name,
-            model_digest=prepared.source.digest,
-            num_blocks=prepared.source.num_blocks,
-            span=prepared.span,
-            dtype=self._config.dtype_name,
-            cache_tokens=self._cache.budget_tokens,
-            free_tokens=self._cache.free_tokens,
-            addresses=self.links.addresses,
-            version=__version__,
-            started_at=self._started_at,
-        )
+    def _others(self) -> list[PeerId]:
+        """The other servers of our model."""
+        servers = self._swarm.view.models().get(self._prepared.source.digest, ())
+        return [server.peer for server in servers if server.peer != self._swarm.peer_id]
 
     async def _addresses_of(self, peer: PeerId) -> Sequence[str]:
         """Where a peer says it can be reached; nowhere if it is no server."""
@@ -222,12 +285,19 @@ class Server:
         return server.addresses if server else ()
 
     def _handle(self, peer: PeerId, message: Message) -> None:
-        num_sessions = len(self.sessions)
-        self.sessions.handle(peer, message)
-        if len(self.sessions) != num_sessions:
-            self._changed.set()
+        if not self.exchange.handle(peer, message):
+            self.sessions.handle(peer, message)
 
     def _lost(self, peer: PeerId, reason: str) -> None:
         self.outbox.forget(peer)
         self.sessions.lost(peer, reason)
-        self._changed.set()
+
+    def _sessions_changed(self) -> None:
+        self._session_ended.set()
+        self.blocks.session_ended()
+        self.member.changed()
+
+
+async def carry_out(job: Job) -> SwarmPlan:
+    """Plan in a thread: it takes seconds in large swarms."""
+    return await in_background(job.carry_out)

@@ -8,10 +8,11 @@ on. Nothing here waits: messages are posted, work is queued.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from chainserve.errors import CacheFullError, FrameError, StepError
+from chainserve.models.runner import MAX_BATCH_TOKENS
 from chainserve.protocol.messages import (
     Activations,
     Close,
@@ -21,6 +22,7 @@ from chainserve.protocol.messages import (
     Open,
     Opened,
     Reorder,
+    Step,
 )
 from chainserve.protocol.session import rows_of
 from chainserve.types import PeerId, SessionId, Span
@@ -47,13 +49,31 @@ class ServerSession:
 class Sessions:
     """The table of sessions, and the rules of what may happen to one."""
 
-    def __init__(self, me: PeerId, *, model: str, span: Span, hidden_size: int, engine: Engine, post: Post) -> None:
+    def __init__(
+        self,
+        me: PeerId,
+        *,
+        model: str,
+        hidden_size: int,
+        engine: Engine,
+        post: Post,
+        on_change: Callable[[], None] = lambda: None,  # there are more or fewer sessions
+        on_request: Callable[[], None] = lambda: None,  # one of them has its head here
+        on_served: Callable[[int, int], None] = lambda _in, _out: None,  # it gave so many tokens, for so many
+        max_step_tokens: int = MAX_BATCH_TOKENS,  # the engine runs one step whole, however long: memory for it is kept
+    ) -> None:
         self._me = me
         self._model = model
-        self._span = span
         self._hidden_size = hidden_size
         self._engine = engine
         self._post = post
+        self._max_step_tokens = max_step_tokens
+        self._on_change = on_change
+        self._on_request = on_request
+        self._on_served = on_served
+        self._head_tokens: dict[SessionId, list[int]] = {}  # in and out, of sessions with their head here
+        self.span: Span | None = None
+        """Blocks that new sessions may run."""
         self._open: dict[SessionId, ServerSession] = {}
         self.closed_because: str | None = "is loading its blocks"  # None: open for sessions
         self.counts: Counter[str] = Counter()
@@ -107,9 +127,13 @@ class Sessions:
             if session is not None and peer in (session.previous, session.next):
                 self.fail(session_id, FailureCode.BAD_MESSAGE, str(error))
 
-    def end_all(self, code: FailureCode, detail: str) -> None:
-        """End what still runs, when this server leaves."""
-        for session_id in list(self._open):
+    def outside(self, span: Span | None) -> list[SessionId]:
+        """Sessions that run blocks which are not in `span`."""
+        return [id_ for id_, session in self._open.items() if span is None or not span.covers(session.span)]
+
+    def end(self, sessions: Iterable[SessionId], code: FailureCode, detail: str) -> None:
+        """End these sessions."""
+        for session_id in sessions:
             self.fail(session_id, code, detail)
 
     def _handle_open(self, peer: PeerId, message: Open) -> None:
@@ -120,13 +144,13 @@ class Sessions:
             refusal = FailureCode.BAD_MESSAGE, "this session is not for this server, or open already"
         elif message.model != self._model:
             refusal = FailureCode.NOT_HELD, f"holds another model ({self._model}, not {message.model})"
-        elif not self._span.covers(hop.span):
-            refusal = FailureCode.NOT_HELD, f"holds blocks {self._span}, not {hop.span}"
         elif self.closed_because:
             refusal = FailureCode.NOT_SERVING, self.closed_because
+        elif self.span is None or not self.span.covers(hop.span):
+            refusal = FailureCode.NOT_HELD, f"holds blocks {self.span or 'none'}, not {hop.span}"
         else:
             try:
-                self._engine.runner.cache.reserve(
+                self._engine.cache.reserve(
                     message.session, hop.span, num_lanes=message.num_lanes, max_tokens=message.max_tokens
                 )
             except CacheFullError as error:
@@ -148,6 +172,10 @@ class Sessions:
             max_tokens=message.max_tokens,
         )
         self.counts["opened"] += 1
+        self._on_change()
+        if message.position == 0:
+            self._head_tokens[message.session] = [0, 0]
+            self._on_request()
         if is_tail:
             self._post(message.client, Opened(message.session))
         else:
@@ -165,11 +193,22 @@ class Sessions:
             elif message.tensor.shape[1] != self._hidden_size:
                 width = f"hidden states of width {message.tensor.shape[1]}, this model's have {self._hidden_size}"
                 self.fail(step.session, FailureCode.BAD_MESSAGE, width)
+            elif step.num_tokens > self._max_step_tokens:
+                length = f"a step of {step.num_tokens} tokens, at most {self._max_step_tokens} are taken at once"
+                self.fail(step.session, FailureCode.BAD_MESSAGE, length)
             elif step.lane >= session.num_lanes or step.start + step.num_tokens > session.max_tokens:
                 room = f"lane {step.lane} up to token {step.start + step.num_tokens}"
                 self.fail(step.session, FailureCode.BAD_MESSAGE, f"nothing is reserved for {room}")
             else:
+                self._count_tokens(step)
                 self._engine.add(Work(step, session.span, hidden, session.next, session.is_tail))
+
+    def _count_tokens(self, step: Step) -> None:
+        """What a session's first lane takes in and gives out, at its head: all before the first output is prompt."""
+        tokens = self._head_tokens.get(step.session)
+        if tokens is not None and step.lane == 0:
+            tokens[0] += step.num_tokens if tokens[1] == 0 else 0
+            tokens[1] += step.num_outputs > 0
 
     def _handle_reorder(self, session: ServerSession, message: Reorder) -> None:
         if len(message.sources) != session.num_lanes or max(message.sources) >= session.num_lanes:
@@ -190,4 +229,8 @@ class Sessions:
 
     def _forget(self, session_id: SessionId) -> None:
         del self._open[session_id]
+        num_in, num_out = self._head_tokens.pop(session_id, (0, 0))
+        if num_out:
+            self._on_served(num_in, num_out)
         self._engine.release(session_id)
+        self._on_change()

@@ -1,7 +1,10 @@
 """What one iteration takes, runs and passes on; the model is replaced by one that adds one."""
 
 import asyncio
+import threading
+import weakref
 from collections import deque
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -154,7 +157,8 @@ class Loop:
         self.emitted: asyncio.Queue[tuple[PeerId, Activations]] = asyncio.Queue()
         self.failed: asyncio.Queue[tuple[SessionId, FailureCode, str]] = asyncio.Queue()
         self.engine = Engine(
-            cast(Any, runner),
+            cast(Any, runner.cache),
+            runner=cast(Any, runner),
             max_batch_tokens=64,
             emit=lambda peer, message: self.emitted.put_nowait((peer, message)),
             fail=lambda *failure: self.failed.put_nowait(failure),
@@ -202,3 +206,100 @@ async def test_an_iteration_that_breaks_fails_its_sessions_and_the_loop_goes_on(
         runner._breaks = False
         loop.engine.add(work(2))
         await loop.emitted.get()
+
+
+class Waits(AddsOne):
+    """A runner whose forward takes until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_running = threading.Event()
+        self.go_on = threading.Event()
+
+    def forward(self, hidden: torch.Tensor, steps: list[Step], span: Span) -> torch.Tensor:
+        self.is_running.set()
+        assert self.go_on.wait(10)
+        return super().forward(hidden, steps, span)
+
+
+async def test_a_change_is_made_at_once_where_nothing_runs() -> None:
+    made: list[str] = []
+    async with Loop(AddsOne()) as loop:
+        await loop.engine.between_iterations(lambda: made.append("a change"))
+        assert made == ["a change"]
+
+
+async def test_changes_wait_for_the_forward_and_come_in_order_after_what_was_released() -> None:
+    runner, made = Waits(), list[Any]()
+    async with Loop(runner) as loop:
+        loop.engine.add(work(1))
+        await asyncio.to_thread(runner.is_running.wait, 10)
+
+        def change(number: int) -> None:
+            made.append((number, len(runner.batches), runner.released == [session(1)]))
+
+        changes = [asyncio.create_task(loop.engine.between_iterations(partial(change, number))) for number in range(3)]
+        loop.engine.release(session(1))
+        await asyncio.sleep(0)
+        loop.engine.add(work(2))
+        assert made == []
+        runner.go_on.set()
+        await asyncio.gather(*changes)
+        assert made == [(number, 1, True) for number in range(3)]
+        await loop.emitted.get()
+        await loop.emitted.get()
+
+
+async def test_a_change_that_fails_is_its_callers_affair() -> None:
+    def breaks() -> None:
+        raise KeyError("no such block")
+
+    async with Loop(AddsOne()) as loop:
+        broken, fine = await asyncio.gather(
+            loop.engine.between_iterations(breaks),
+            loop.engine.between_iterations(lambda: None),
+            return_exceptions=True,
+        )
+        assert isinstance(broken, KeyError)
+        assert fine is None
+        loop.engine.add(work(1))
+        await loop.emitted.get()
+
+
+async def test_a_change_that_nobody_waits_for_any_more_is_not_made() -> None:
+    runner, made = Waits(), list[str]()
+    async with Loop(runner) as loop:
+        loop.engine.add(work(1))
+        await asyncio.to_thread(runner.is_running.wait, 10)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await loop.engine.between_iterations(lambda: made.append("too late"))
+        runner.go_on.set()
+        await loop.engine.between_iterations(lambda: made.append("in time"))
+        assert made == ["in time"]
+        await loop.emitted.get()
+
+
+async def test_an_exchanged_runner_is_used_from_then_on_and_the_old_one_is_free_at_once() -> None:
+    async with Loop(AddsOne()) as loop:
+        engine = loop.engine
+        old: Any = Waits()
+        old.cache = None  # refers back to it
+        is_running, go_on, gone = old.is_running, old.go_on, weakref.ref(old)
+        engine.runner, new = old, AddsOne()
+        del old
+        engine.add(work(1))
+        await asyncio.to_thread(is_running.wait, 10)
+        engine.add(work(2))
+        is_alive: list[bool] = []
+
+        def exchange() -> None:
+            engine.runner = cast(Any, new)
+            is_alive.append(gone() is not None)
+
+        go_on.set()
+        await engine.between_iterations(exchange)
+        await loop.emitted.get()
+        await loop.emitted.get()
+        assert [step.session for batch in new.batches for step in batch] == [session(2)]
+        assert is_alive == [False]

@@ -53,7 +53,15 @@ def test_what_was_refused_is_not_counted() -> None:
 
 async def test_the_engine_tells_its_observer() -> None:
     seen: asyncio.Queue[Forward] = asyncio.Queue()
-    engine = Engine(runner(), max_batch_tokens=64, emit=lambda *_: None, fail=lambda *_: None, observe=seen.put_nowait)
+    blocks = runner()
+    engine = Engine(
+        blocks.cache,
+        runner=blocks,
+        max_batch_tokens=64,
+        emit=lambda *_: None,
+        fail=lambda *_: None,
+        observe=seen.put_nowait,
+    )
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(engine.run())
         engine.add(work(A, 5))

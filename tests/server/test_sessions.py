@@ -38,28 +38,38 @@ class Server:
         self.me = me
         self.sent: list[tuple[PeerId, Message]] = []
         self.queued: list[Any] = []
+        self.num_changes = self.num_requests = 0
+        self.served: list[tuple[int, int]] = []
         self.cache = KVCache(SPANS[me], budget_tokens=100)
-        engine = SimpleNamespace(
-            runner=SimpleNamespace(cache=self.cache), add=self.queued.append, release=self.cache.release
-        )
+        engine = SimpleNamespace(cache=self.cache, add=self.queued.append, release=self.cache.release)
         self.sessions = Sessions(
             me,
             model="m",
-            span=SPANS[me],
             hidden_size=HIDDEN,
             engine=cast(Any, engine),
             post=lambda peer, message: self.sent.append((peer, message)),
+            on_change=self._changed,
+            on_request=self._asked,
+            on_served=lambda num_in, num_out: self.served.append((num_in, num_out)),
+            max_step_tokens=8,
         )
         self.sessions.closed_because = None
+        self.sessions.span = SPANS[me]
+
+    def _changed(self) -> None:
+        self.num_changes += 1
+
+    def _asked(self) -> None:
+        self.num_requests += 1
 
     def take_sent(self) -> list[tuple[PeerId, Message]]:
         sent, self.sent = self.sent, []
         return sent
 
 
-def opening(me: PeerId) -> Open:
+def opening(me: PeerId, session: SessionId = ID) -> Open:
     position = list(SPANS).index(me)
-    return Open(ID, model="m", hops=HOPS, position=position, client=CLIENT, num_lanes=2, max_tokens=10)
+    return Open(session, model="m", hops=HOPS, position=position, client=CLIENT, num_lanes=2, max_tokens=10)
 
 
 def before(me: PeerId) -> PeerId:
@@ -77,9 +87,12 @@ def opened(me: PeerId) -> Server:
     return server
 
 
-def activations(start: int = 0, num_tokens: int = 3, *, lane: int = 0, hidden: int = HIDDEN) -> Activations:
+def activations(
+    start: int = 0, num_tokens: int = 3, *, lane: int = 0, hidden: int = HIDDEN, num_outputs: int = 1
+) -> Activations:
     data = bytes(4 * hidden * num_tokens)
-    return Activations((Step(ID, lane, start, num_tokens, 1),), WireTensor("float32", (num_tokens, hidden), data))
+    step = Step(ID, lane, start, num_tokens, num_outputs)
+    return Activations((step,), WireTensor("float32", (num_tokens, hidden), data))
 
 
 def failure(server: Server) -> FailureCode:
@@ -157,15 +170,22 @@ def test_activations_become_work_for_the_next_hop(me: PeerId) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [activations(hidden=HIDDEN + 1), activations(lane=2), activations(start=8)],
-    ids=["width", "lane", "beyond what is reserved"],
+    [activations(hidden=HIDDEN + 1), activations(lane=2), activations(start=8), activations(num_tokens=9)],
+    ids=["width", "lane", "beyond what is reserved", "longer than any batch"],
 )
 @pytest.mark.parametrize("me", [A, B, C])
 def test_activations_that_do_not_fit_end_their_session_only(me: PeerId, wrong: Activations) -> None:
     server = opened(me)
     server.sessions.handle(before(me), wrong)
     assert server.queued == []
+    assert server.sessions.counts[FailureCode.BAD_MESSAGE] == 1
     assert failure(server) is FailureCode.BAD_MESSAGE
+
+
+def test_a_step_as_long_as_the_largest_batch_is_taken() -> None:
+    server = opened(A)
+    server.sessions.handle(CLIENT, activations(num_tokens=8))
+    assert [work.step.num_tokens for work in server.queued] == [8]
 
 
 @pytest.mark.parametrize(
@@ -240,5 +260,111 @@ def test_a_frame_that_makes_no_sense_ends_the_session_it_was_for() -> None:
 
 def test_leaving_ends_what_still_runs() -> None:
     server = opened(B)
-    server.sessions.end_all(FailureCode.NOT_SERVING, "the server left the swarm")
+    server.sessions.end(server.sessions.outside(None), FailureCode.NOT_SERVING, "the server left the swarm")
     assert failure(server) is FailureCode.NOT_SERVING
+
+
+@pytest.mark.parametrize(("span", "holds"), [(Span(2, 4), "2:4"), (None, "none")])
+def test_sessions_come_only_over_blocks_that_stay(span: Span | None, holds: str) -> None:
+    server = Server(B)
+    server.sessions.span = span
+    server.sessions.handle(A, opening(B))
+    [(_, message)] = server.sent
+    assert cast(Failed, message).code is FailureCode.NOT_HELD
+    assert cast(Failed, message).detail == f"holds blocks {holds}, not 2:5"
+    assert (len(server.sessions), server.cache.reserved) == (0, 0)
+
+
+def test_a_server_that_takes_no_sessions_says_why_before_it_says_which_blocks_it_has() -> None:
+    server = Server(B)
+    server.sessions.span, server.sessions.closed_because = None, "moves to other blocks"
+    server.sessions.handle(A, opening(B))
+    [(_, message)] = server.sent
+    assert cast(Failed, message).code is FailureCode.NOT_SERVING
+    assert "moves" in cast(Failed, message).detail
+
+
+def test_sessions_go_on_over_blocks_that_new_ones_may_not_have() -> None:
+    server = opened(B)
+    server.sessions.span = Span(4, 5)
+    server.sessions.handle(A, activations())
+    assert [work.span for work in server.queued] == [Span(2, 5)]
+
+
+def test_sessions_are_outside_of_what_does_not_hold_all_of_their_blocks() -> None:
+    server = opened(B)
+    assert server.sessions.outside(Span(0, 6)) == server.sessions.outside(Span(2, 5)) == []
+    for span in (Span(2, 4), Span(3, 6), Span(5, 6), None):
+        assert server.sessions.outside(span) == [ID]
+    assert Server(B).sessions.outside(None) == []
+
+
+def test_only_the_sessions_named_are_ended() -> None:
+    other, unknown = SessionId(b"fedcba9876543210"), SessionId(bytes(16))
+    server = opened(B)
+    server.sessions.handle(A, opening(B, other))
+    server.take_sent()
+    server.sessions.end([other, unknown], FailureCode.NOT_SERVING, "the server moved to other blocks")
+    failed = Failed(other, B, FailureCode.NOT_SERVING, "the server moved to other blocks")
+    assert sorted(server.sent) == [(A, failed), (C, failed)]
+    assert server.sessions.outside(None) == [ID]
+    assert server.cache.reserved == 3 * 20
+
+
+def test_a_head_counts_requests_and_their_tokens() -> None:
+    server = opened(A)
+    assert server.num_requests == 1
+    for step in (
+        activations(0, 3, num_outputs=0),
+        activations(0, 3, lane=1, num_outputs=0),
+        activations(3, 2),
+        activations(3, 2, lane=1),
+        activations(5, 1),
+        activations(5, 1, lane=1),
+        activations(6, 1),
+    ):
+        server.sessions.handle(CLIENT, step)
+    assert server.served == []
+    server.sessions.handle(CLIENT, Close(ID))
+    assert (server.num_requests, server.served) == (1, [(5, 3)])
+
+
+def test_what_ended_before_its_first_token_was_a_request_that_was_not_served() -> None:
+    server = opened(A)
+    server.sessions.handle(CLIENT, activations(num_outputs=0))
+    server.sessions.lost(B, "no answer")
+    assert (server.num_requests, server.served) == (1, [])
+
+
+def test_what_broke_off_counts_as_far_as_it_came() -> None:
+    server = opened(A)
+    server.sessions.handle(CLIENT, activations())
+    server.sessions.handle(CLIENT, activations(3, 9))  # too long a step
+    assert server.served == [(3, 1)]
+
+
+def test_what_is_refused_is_no_request() -> None:
+    server = Server(A)
+    server.sessions.closed_because = "is leaving the swarm"
+    server.sessions.handle(CLIENT, opening(A))
+    assert (server.num_requests, server.num_changes) == (0, 0)
+
+
+@pytest.mark.parametrize("me", [B, C])
+def test_only_heads_count(me: PeerId) -> None:
+    server = opened(me)
+    server.sessions.handle(before(me), activations())
+    server.sessions.handle(before(me), Close(ID))
+    assert (server.num_requests, server.served) == (0, [])
+
+
+@pytest.mark.parametrize("message", [Close(ID), Failed(ID, CLIENT, FailureCode.INTERNAL, ""), activations(lane=2)])
+def test_there_is_news_when_a_session_comes_and_when_it_is_over(message: Message) -> None:
+    server = opened(A)
+    assert server.num_changes == 1
+    server.sessions.handle(CLIENT, activations())
+    assert server.num_changes == 1
+    server.sessions.handle(CLIENT, message)
+    assert (server.num_changes, len(server.sessions)) == (2, 0)
+    server.sessions.handle(CLIENT, message)
+    assert server.num_changes == 2
