@@ -6,6 +6,8 @@ from collections.abc import Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+from chainserve.swarm.plans import SwarmPlan
+from chainserve.types import Chain
 from chainserve_client.client import AsyncClient
 from chainserve_client.generation import Generation, Piece, Stream
 from chainserve_client.parameters import GenerationOptions
@@ -79,13 +81,21 @@ class Client:
             thread.close()
             raise
 
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Generation:
+    def generate(
+        self, prompt: str | Sequence[int], *, chain: Chain | None = None, **options: Unpack[GenerationOptions]
+    ) -> Generation:
         """As `AsyncClient.generate`."""
-        return self.thread.run(self.asynchronous.generate(prompt, **options))
+        return self.thread.run(self.asynchronous.generate(prompt, chain=chain, **options))
 
-    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> BlockingStream:
+    def stream(
+        self, prompt: str | Sequence[int], *, chain: Chain | None = None, **options: Unpack[GenerationOptions]
+    ) -> BlockingStream:
         """As `AsyncClient.stream`."""
-        return BlockingStream(self.asynchronous.stream(prompt, **options), self.thread)
+        return BlockingStream(self.asynchronous.stream(prompt, chain=chain, **options), self.thread)
+
+    def plan(self) -> SwarmPlan | None:
+        """As `AsyncClient.plan`."""
+        return self.thread.run(self.asynchronous.plan())
 
     def close(self) -> None:
         """End all sessions and leave the swarm."""

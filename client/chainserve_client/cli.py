@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", metavar="TEXT", help="what the model is told first")
     generate = commands.add_parser("generate", parents=[common], help="continue a text")
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue")
-    status = commands.add_parser("status", help="show who is in a swarm and what they hold")
+    status = commands.add_parser("status", help="show who is in a swarm, what they hold, and their plan")
     status.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
     status.add_argument("--json", action="store_true", help="print everything as JSON")
     plan_command.add_parser(commands)
@@ -99,7 +99,7 @@ async def chat(options: argparse.Namespace) -> None:
 
 
 async def status(options: argparse.Namespace) -> None:
-    """Show the live view."""
+    """Show the live view, and the plan that is followed."""
     from chainserve_client.status import read_status, to_json, to_text
 
     current = await read_status(options.token)

@@ -18,7 +18,9 @@ from chainserve.models.load import load_weights
 from chainserve.models.resolve import resolve
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.source import ModelSource
+from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.view import View
+from chainserve.types import Chain
 from chainserve_client.generation import Generation, Piece, Stream, generate
 from chainserve_client.join import join
 from chainserve_client.network import ModelInSwarm, Network
@@ -69,18 +71,26 @@ class AsyncClient:
             undo.pop_all()
         return cls(network, chosen, local, executor)
 
-    async def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Generation:
-        """Continue `prompt` (text or token ids) and return when it is complete; see `Parameters` for options."""
-        stream = self.stream(prompt, **options)
+    async def generate(
+        self, prompt: str | Sequence[int], *, chain: Chain | None = None, **options: Unpack[GenerationOptions]
+    ) -> Generation:
+        """Continue `prompt` (text or token ids) and return when it is complete; see `Parameters` for options.
+
+        With a `chain` it runs there or not at all: SessionRefusedError and LinkLostError name the server that did not
+        take it. Without one the client chooses.
+        """
+        stream = self.stream(prompt, chain=chain, **options)
         async with aclosing(stream):
             async for _ in stream:
                 pass
         return stream.result
 
-    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Stream:
-        """Continue `prompt`, piece by piece. Leave it early with `aclose()` or contextlib.aclosing."""
+    def stream(
+        self, prompt: str | Sequence[int], *, chain: Chain | None = None, **options: Unpack[GenerationOptions]
+    ) -> Stream:
+        """As `generate`, piece by piece. Leave it early with `aclose()` or contextlib.aclosing."""
         parameters = Parameters.parse(options)
-        return Stream(self._generate(self.encode(prompt), parameters))
+        return Stream(self._generate(self.encode(prompt), parameters, chain))
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt; RequestError if there are none or the model does not know them."""
@@ -104,9 +114,17 @@ class AsyncClient:
         text: str = self.local.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    async def open_session(self, *, num_lanes: int, max_tokens: int) -> Session:
-        """Open a session for those who drive the model themselves; close it when done."""
-        return await self.network.open_session(self.model, num_lanes=num_lanes, max_tokens=max_tokens)
+    async def open_session(self, *, num_lanes: int, max_tokens: int, chain: Chain | None = None) -> Session:
+        """Open a session for those who drive the model themselves; `chain` as in `generate`. Close it when done."""
+        return await self.network.open_session(self.model, num_lanes=num_lanes, max_tokens=max_tokens, chain=chain)
+
+    async def plan(self) -> SwarmPlan | None:
+        """The plan that the servers of this model follow now, None if there is none yet.
+
+        It takes a fresh look at the swarm, and asks a server if the plan is large. PeerError if none hands it out,
+        RecordError if it is not what its planner sealed.
+        """
+        return await self.network.plan(self.model.digest)
 
     async def close(self) -> None:
         """End all sessions and leave the swarm."""
@@ -122,11 +140,12 @@ class AsyncClient:
         await self.close()
 
     async def _generate(
-        self, prompt: Sequence[int], parameters: Parameters
+        self, prompt: Sequence[int], parameters: Parameters, chain: Chain | None
     ) -> AsyncGenerator[Piece | Generation, None]:
         started = time.monotonic()
         # The last token is never sent back through the chain, so it needs no room there.
-        session = await self.open_session(num_lanes=1, max_tokens=len(prompt) + parameters.max_new_tokens - 1)
+        max_tokens = len(prompt) + parameters.max_new_tokens - 1
+        session = await self.open_session(num_lanes=1, max_tokens=max_tokens, chain=chain)
         try:
             pieces = generate(
                 session,

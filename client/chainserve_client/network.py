@@ -12,14 +12,18 @@ from chainserve.errors import (
     NoChainError,
     PeerError,
     PromptTooLongError,
+    RequestError,
     SessionRefusedError,
     SwarmError,
 )
 from chainserve.planning.route import Holding, fewest_hops
-from chainserve.protocol.messages import Activations, Failed, FailureCode, Message
+from chainserve.protocol.messages import Activations, Failed, FailureCode, Message, PlanBody, PlanRequest
 from chainserve.protocol.session import ClientSession
 from chainserve.swarm.interface import Swarm
+from chainserve.swarm.plans import PlanRecord, SwarmPlan
 from chainserve.swarm.records import Announcement
+from chainserve.swarm.view import View
+from chainserve.transport.exchange import PlanExchange
 from chainserve.transport.links import Links
 from chainserve.types import Chain, PeerId, SessionId
 from chainserve_client.session import Session
@@ -45,11 +49,13 @@ class Network:
     """Sessions over the swarm's servers."""
 
     links: Links  # set once made, as they call `handle`, `lost` and `refused`
+    exchange: PlanExchange  # set with them
 
     def __init__(self, swarm: Swarm) -> None:
         self.swarm = swarm
         self._watching = asyncio.create_task(self.watch())
         self._sessions: dict[SessionId, Session] = {}
+        self._read: tuple[PlanRecord, SwarmPlan] | None = None  # the last plan that was read
 
     async def watch(self) -> None:
         """Keep the view fresh until cancelled: reading it takes seconds while a peer does not answer."""
@@ -58,26 +64,49 @@ class Network:
                 await self.swarm.refresh()
             await asyncio.sleep(REFRESH_S)
 
-    async def open_session(self, model: ModelInSwarm, *, num_lanes: int, max_tokens: int) -> Session:
+    async def plan(self, model_digest: str) -> SwarmPlan | None:
+        """The plan of a model that is followed now, None if there is none, after a fresh look at the swarm.
+
+        PeerError if nobody hands it out, RecordError if it is not what its record says.
+        """
+        view = await self.swarm.refresh()
+        record = view.plan(model_digest)
+        return None if record is None else await self.read_plan(record, view)
+
+    async def read_plan(self, record: PlanRecord, view: View) -> SwarmPlan:
+        """The plan of a record, fetched if it is too large for that; PeerError and RecordError as in `plan`."""
+        if self._read is None or self._read[0] != record:
+            body = record.body if record.body is not None else await self.exchange.fetch(record, view)
+            self._read = record, record.open(body)
+        return self._read[1]
+
+    async def open_session(
+        self, model: ModelInSwarm, *, num_lanes: int, max_tokens: int, chain: Chain | None = None
+    ) -> Session:
         """Open a session on the best chain there is, trying others where servers refuse or are gone.
 
         NoChainError if blocks are missing, PromptTooLongError if no chain's cache can ever hold the session,
-        otherwise the last server's refusal.
+        otherwise the last server's refusal. With a `chain` that one is tried and no other, and a refusal is raised as
+        it is; RequestError if it does not run all blocks of the model.
         """
+        if chain is not None:
+            if chain.num_blocks != model.num_blocks:
+                raise RequestError(f"the chain runs {chain.num_blocks} blocks, {model.name} has {model.num_blocks}")
+            return await self._open_on(chain, model, num_lanes=num_lanes, max_tokens=max_tokens)
         avoid: set[PeerId] = set()
         refusal: PeerError | None = None
         num_tokens = num_lanes * max_tokens
         for _ in range(MAX_ATTEMPTS):
             try:
-                chain = await self._choose(model, avoid, num_tokens=num_tokens)
+                chosen = await self._choose(model, avoid, num_tokens=num_tokens)
             except (NoChainError, PromptTooLongError):
                 if refusal is None:
                     raise
                 break
             try:
-                return await self._open_on(chain, model, num_lanes=num_lanes, max_tokens=max_tokens)
+                return await self._open_on(chosen, model, num_lanes=num_lanes, max_tokens=max_tokens)
             except (LinkLostError, SessionRefusedError) as error:
-                logger.info("no session on %s: %s", chain, error)
+                logger.info("no session on %s: %s", chosen, error)
                 refusal = error
                 avoid.add(PeerId(error.peer))
                 await self.swarm.refresh()
@@ -129,7 +158,10 @@ class Network:
         return session
 
     def handle(self, peer: PeerId, message: Message) -> None:
-        """Take a message from a server: what a session's head or tail says is the session's."""
+        """Take a message from a server: about a plan, or what a session's head or tail says, which is the session's."""
+        if isinstance(message, PlanRequest | PlanBody):
+            self.exchange.handle(peer, message)
+            return
         ids = {step.session for step in message.steps} if isinstance(message, Activations) else {message.session}
         for session_id in ids:
             session = self._sessions.get(session_id)
@@ -165,7 +197,7 @@ def choose_chain(servers: list[Announcement], *, num_blocks: int, num_tokens: in
     """
 
     def over(servers: list[Announcement]) -> Chain:
-        holdings = [Holding(server.peer, server.span, server.free_tokens) for server in servers]
+        holdings = [Holding(server.peer, span, server.free_tokens) for server in servers if (span := server.span)]
         return fewest_hops(holdings, num_blocks=num_blocks)
 
     over(servers)

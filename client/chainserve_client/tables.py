@@ -3,10 +3,11 @@
 import textwrap
 from collections.abc import Sequence
 
-from chainserve.types import Span
+from chainserve.types import PeerId, Span
 
 WIDTH = 100
 MAP_CELLS = 24
+MAX_FOREIGN = 200  # characters of what another peer wrote
 LEAST_LAST = 16  # characters that are left for the last column, whatever the others take
 
 
@@ -28,11 +29,27 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence
     return lines
 
 
-def block_map(span: Span | None, *, num_blocks: int) -> str:
+def block_map(span: Span | None, *, num_blocks: int, max_cells: int = MAP_CELLS) -> str:
     """Where a span is in the model, as '[..###...]'; a cell of several blocks is # if any of them is in the span."""
-    num_cells = min(num_blocks, MAP_CELLS)
+    num_cells = min(num_blocks, max_cells)
     cells = {block * num_cells // num_blocks for block in span or ()}
     return "[" + "".join("#" if cell in cells else "." for cell in range(num_cells)) + "]"
+
+
+def wrapped(text: str, *, indent: int = 2) -> list[str]:
+    """Lines of a sentence that may be longer than one, the others indented."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def printable(text: str) -> str:
+    """What another peer wrote, without what could do something to a terminal, and not without end."""
+    shown = "".join(character if character.isprintable() else "?" for character in text[:MAX_FOREIGN])
+    return shown + ("..." if len(text) > MAX_FOREIGN else "")
+
+
+def short(peer: PeerId) -> str:
+    """The end of a peer id, which tells peers apart where its beginning does not."""
+    return printable(peer[-6:])
 
 
 def count(number: int, noun: str) -> str:

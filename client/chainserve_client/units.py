@@ -44,6 +44,13 @@ def format_bytes(num_bytes: float) -> str:
     return f"{_three_digits(num_bytes)} TB"
 
 
+def format_part(part_bytes: float, whole_bytes: float) -> str:
+    """'212 of 300 MB', or '900 kB of 1.20 GB'."""
+    part, whole = format_bytes(part_bytes), format_bytes(whole_bytes)
+    number, unit = part.split()
+    return f"{number if whole.endswith(' ' + unit) else part} of {whole}"
+
+
 def format_seconds(seconds: float) -> str:
     """'12.3 ms' or '4.56 s': three digits."""
     return f"{_three_digits(seconds)} s" if seconds >= 0.9995 else f"{_three_digits(seconds * 1000)} ms"

@@ -10,7 +10,8 @@ from chainserve.errors import NoPlanError, UsageError
 from chainserve.models.costs import ModelCosts
 from chainserve.types import PeerId, Span
 from chainserve_client.forecast import MAX_LEFT_OUT, Demand, Forecast, forecast
-from chainserve_client.plan_report import MAX_CHAINS, to_json, to_text
+from chainserve_client.outlook import MAX_CHAINS
+from chainserve_client.plan_report import to_json, to_text
 from chainserve_client.planfile import FutureServer, FutureSwarm
 from chainserve_client.tables import WIDTH
 

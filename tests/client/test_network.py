@@ -1,11 +1,18 @@
 """Which chain a client takes, and what it says if there is none."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import AsyncMock
+
 import pytest
 
 from chainserve.errors import NoChainError, PromptTooLongError
+from chainserve.protocol.messages import Opened, PlanBody, PlanRequest
 from chainserve.swarm.records import Announcement, ServerState
-from chainserve.types import PeerId, Span
-from chainserve_client.network import choose_chain
+from chainserve.transport.exchange import PlanExchange
+from chainserve.types import PeerId, SessionId, Span
+from chainserve_client.network import Network, choose_chain
 
 
 def server(name: str, start: int, end: int, *, cache: int = 100, free: int | None = None) -> Announcement:
@@ -46,6 +53,19 @@ def test_a_request_longer_than_any_cache_is_told_the_longest_there_is() -> None:
     assert caught.value.limit == 70
 
 
+def test_servers_that_wait_for_blocks_are_not_in_any_chain() -> None:
+    waiting = replace(server("a", 0, 4), span=None, state=ServerState.JOINING)
+    assert peers([waiting, server("b", 0, 4)], 5) == ["b"]
+
+
 def test_missing_blocks_are_named_whatever_the_length() -> None:
     with pytest.raises(NoChainError, match="blocks 2:4"):
         choose_chain([server("a", 0, 2)], num_blocks=4, num_tokens=10**9)
+
+
+async def test_what_belongs_to_no_session_is_no_sessions() -> None:
+    network = Network(cast(Any, SimpleNamespace(refresh=AsyncMock())))
+    network.exchange = PlanExchange(cast(Any, SimpleNamespace(send=AsyncMock())))
+    for message in (PlanBody("digest", b"body"), PlanRequest("digest"), Opened(SessionId(bytes(16)))):
+        network.handle(PeerId("a"), message)
+    network._watching.cancel()

@@ -25,6 +25,7 @@ def server(name: str, start: int, end: int, **fields: Any) -> Announcement:
         "num_blocks": 8,
         "span": Span(start, end),
         "dtype": "bfloat16",
+        "weight_bytes": 0,
         "cache_tokens": 20_000,
         "free_tokens": 12_345,
         "addresses": ("wss://10.0.0.5:8300/link#sha256=aa",),
@@ -65,8 +66,19 @@ def test_servers_that_differ_in_dtype_or_version_say_which_they_have() -> None:
 
 def test_blocks_that_no_online_server_holds_are_named() -> None:
     gap = status(server("a", 0, 3), server("b", 3, 5, state=ServerState.LOADING), server("c", 6, 8))
-    assert to_text(gap).splitlines()[-1] == "nobody serves blocks 3:6"
-    assert to_text(status(server("a", 0, 8))).splitlines()[-1] == "every block is served"
+    assert "\nnobody serves blocks 3:6\n" in to_text(gap)
+    assert "\nevery block is served\n" in to_text(status(server("a", 0, 8)))
+
+
+def test_a_server_that_waits_for_blocks_comes_last_and_holds_none() -> None:
+    waiting = server("a", 0, 1, span=None, state=ServerState.JOINING, cache_tokens=0, free_tokens=0)
+    shown = status(waiting, server("b", 0, 8))
+    lines = to_text(shown).splitlines()
+    assert lines[4].startswith("bbbbbb")
+    assert lines[5].split()[:4] == ["aaaaaa", "joining", "none", "[........]"]
+    assert "\nnobody serves blocks 0:8\n" in to_text(status(waiting))
+    entry = json.loads(to_json(shown))["servers"][0]
+    assert (entry["peer"], entry["blocks"]) == ("Qmaaaaaa", None)
 
 
 def test_a_server_without_cache_has_none_free() -> None:
@@ -85,12 +97,14 @@ def test_a_swarm_without_servers_is_said_to_be_empty() -> None:
     assert json.loads(to_json(status()))["servers"] == []
 
 
-def test_long_figures_still_fit_100_columns() -> None:
-    large = server(
-        "a", 100, 126, num_blocks=126, cache_tokens=1_234_567, free_tokens=1_234_567, state=ServerState.DRAINING
-    )
-    text = to_text(status(large, ways={"a": Way("relayed", 0.123)}))
+def test_long_figures_still_fit_100_columns_as_maps_get_narrower() -> None:
+    large: dict[str, Any] = {"num_blocks": 126, "cache_tokens": 1_234_567, "free_tokens": 1_234_567}
+    draining = server("a", 100, 126, state=ServerState.DRAINING, pinned=True, weight_bytes=98_700_000_000, **large)
+    text = to_text(status(draining, ways={"a": Way("relayed", 0.123)}))
     assert max(map(len, text.splitlines())) <= 100
+    assert "100:126*" in text
+    assert "  98.7 GB  " in text
+    assert text.splitlines()[4].count(".") > text.splitlines()[4].count("#") > 2
 
 
 def test_json_has_whole_ids_and_plain_numbers() -> None:
@@ -105,6 +119,7 @@ def test_json_has_whole_ids_and_plain_numbers() -> None:
             "num_servers": 2,
             "num_online": 2,
             "missing_blocks": [5, 6, 7],
+            "plan": None,
         }
     ]
     a, b = content["servers"]
@@ -113,7 +128,10 @@ def test_json_has_whole_ids_and_plain_numbers() -> None:
         "state": "online",
         "model_digest": "d1",
         "blocks": [0, 3],
+        "is_pinned": False,
+        "epoch": 0,
         "dtype": "bfloat16",
+        "weight_bytes": 0,
         "cache_tokens": 20_000,
         "free_tokens": 12_345,
         "addresses": ["wss://10.0.0.5:8300/link#sha256=aa"],
@@ -121,6 +139,7 @@ def test_json_has_whole_ids_and_plain_numbers() -> None:
         "round_trip_s": 0.25,
         "version": "0.1.0",
         "up_s": 7_500.0,
+        "offer": None,
     }
     assert (b["link"], b["round_trip_s"]) == (None, None)
 

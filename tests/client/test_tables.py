@@ -2,8 +2,8 @@
 
 import pytest
 
-from chainserve.types import Span
-from chainserve_client.tables import WIDTH, block_map, count, table
+from chainserve.types import PeerId, Span
+from chainserve_client.tables import WIDTH, block_map, count, printable, short, table, wrapped
 
 
 def test_columns_are_as_wide_as_they_need_to_be() -> None:
@@ -39,6 +39,24 @@ def test_a_long_last_column_is_wrapped_at_100_columns() -> None:
 )
 def test_a_map_shows_blocks_or_cells_of_several(span: Span | None, num_blocks: int, expected: str) -> None:
     assert block_map(span, num_blocks=num_blocks) == expected
+
+
+def test_a_map_may_be_narrower() -> None:
+    assert block_map(Span(0, 32), num_blocks=64, max_cells=8) == "[####....]"
+    assert block_map(Span(0, 3), num_blocks=6, max_cells=8) == "[###...]"
+
+
+def test_long_sentences_go_on_in_the_next_line() -> None:
+    lines = wrapped("start: " + "; ".join(f"part{number}" for number in range(40)))
+    assert max(map(len, lines)) <= WIDTH
+    assert all(line.startswith("  part") for line in lines[1:])
+    assert wrapped("short") == ["short"]
+
+
+def test_what_others_wrote_does_nothing_to_a_terminal_and_has_an_end() -> None:
+    assert printable("caf\u00e9 \x1b[31mred\n\u202e") == "caf\u00e9 ?[31mred??"
+    assert printable("x" * 1000) == "x" * 200 + "..."
+    assert short(PeerId("QmXoypiz\x07abcde")) == "?abcde"
 
 
 def test_counts_agree_with_their_nouns() -> None:

@@ -11,6 +11,7 @@ from chainserve_client.units import (
     Quantity,
     format_age,
     format_bytes,
+    format_part,
     format_seconds,
 )
 
@@ -85,3 +86,16 @@ def test_seconds_are_written_with_three_digits(seconds: float, text: str) -> Non
 )
 def test_of_an_age_only_what_matters_is_written(seconds: float, text: str) -> None:
     assert format_age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (212e6, 300e6, "212 of 300 MB"),
+        (999.4e6, 1.2e9, "999 MB of 1.20 GB"),
+        (0, 24e9, "0 B of 24.0 GB"),
+        (5, 9, "5.00 of 9.00 B"),
+    ],
+)
+def test_a_part_shares_the_unit_of_the_whole_if_it_can(part: float, whole: float, text: str) -> None:
+    assert format_part(part, whole) == text
