@@ -4,24 +4,28 @@ import json
 import os
 import sys
 from dataclasses import astuple
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from chainserve.runtime.cores import free_idle_cores
 
 free_idle_cores()
 
 from chainserve_server import cli, server
-from chainserve_server.engine import Engine, Forward
+from chainserve_server.engine import Engine, Forward, Observe
 
 
 def main() -> int:
     with (Path(os.environ["OBSERVED"]) / f"{os.getpid()}.jsonl").open("w", buffering=1) as file:
 
-        def write(forward: Forward) -> None:
-            file.write(json.dumps(astuple(forward)) + "\n")
+        def observed(*arguments: Any, observe: Observe, **options: Any) -> Engine:
+            def write(forward: Forward) -> None:
+                file.write(json.dumps(astuple(forward)) + "\n")
+                observe(forward)
 
-        server.Engine = partial(Engine, observe=write)
+            return Engine(*arguments, observe=write, **options)
+
+        server.Engine = observed
         return cli.main()
 
 
