@@ -4,8 +4,7 @@
 
 Real members and planners (`chainserve.swarm.member`, `.planner`), with hosts that take as long to load as real ones and
 hold nothing. Every server stays for an exponential time, half of them then leave politely and half are lost without a
-word, and as many come as go. Each case runs with the price that the product puts on loading, without any, and planned
-from scratch each time.
+word, and as many come as go. Each case runs with the price that the product puts on loading, and without any.
 """
 
 import argparse
@@ -71,15 +70,9 @@ def without_price(job: Job) -> SwarmPlan:
     return replace(job, inputs=replace(job.inputs, s_per_byte=0.0)).carry_out()
 
 
-def from_scratch(job: Job) -> SwarmPlan:
-    """As if no server held anything."""
-    return replace(job, inputs=replace(job.inputs, before=None, s_per_byte=0.0)).carry_out()
-
-
 PRICES: dict[str, Callable[[Job], SwarmPlan]] = {
     "with the price": as_priced,
     "loading is free": without_price,
-    "from scratch": from_scratch,
 }
 
 

@@ -21,6 +21,9 @@ DEFAULT_DEMAND = Demand(num_requests=60, window_s=600.0, input_tokens=512.0, out
 MIN_REQUESTS = 10
 """Fewer say nothing about a rate."""
 
+MAX_SESSIONS = 1000
+"""Nobody is planned with cache for more sessions through the whole model, whatever memory it claims."""
+
 MAX_RATIO = 20.0
 """By so much live traffic may correct a profile, either way."""
 
@@ -144,11 +147,13 @@ def _times(offer: Offer, round_trip_s: float) -> ServerTimes:
 
 def _memory_bytes(server: Announcement, offer: Offer, model: ModelSpec, *, token_bytes: float) -> float:
     """Memory for weights and cache, in bytes of the model's blocks where a server's own have another dtype."""
+    most_bytes = MAX_SESSIONS * model.slot_bytes
     if server.pinned and server.span:
-        return len(server.span) * (model.block_bytes + server.cache_tokens * token_bytes)
+        return len(server.span) * (model.block_bytes + min(server.cache_tokens * token_bytes, most_bytes))
     profile = offer.profile
     scale = min(model.block_bytes / profile.block_bytes, token_bytes / profile.token_bytes)
-    return max(1.0, (offer.memory_bytes - profile.activation_bytes) * scale)
+    memory_bytes = (offer.memory_bytes - profile.activation_bytes) * scale
+    return max(1.0, min(memory_bytes, model.num_blocks * (model.block_bytes + most_bytes)))
 
 
 def whereabouts(server: Announcement, current: SwarmPlan | None) -> Span | None:

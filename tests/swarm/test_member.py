@@ -193,6 +193,16 @@ def test_a_server_that_contradicts_the_model_is_left_out_and_named() -> None:
     rehearse(scenario)
 
 
+def test_a_server_that_claims_all_the_memory_in_the_world_holds_up_nobody() -> None:
+    async def scenario() -> None:
+        swarm = await swarm_of(9, 9)
+        swarm.join(peer(5), card(60_000))
+        await until(lambda: is_settled(swarm), swarm, within_s=2 * SETTLE_S + LOAD_S)
+        await swarm.close()
+
+    rehearse(scenario)
+
+
 def test_a_load_that_has_changed_is_planned_for_but_not_at_once_nor_again_and_again() -> None:
     async def scenario() -> None:
         swarm = await swarm_of(9, 9, 9)
