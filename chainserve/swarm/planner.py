@@ -98,7 +98,7 @@ class Job:
             inputs = replace(inputs, held=inputs.held | waiting, before=Placement(where))
             try:
                 planned = inputs.plan()
-            except NoPlanError:
+            except (NoPlanError, ValueError):  # a server may hold more than the plan's figures have room for
                 return first
         return inputs, planned
 

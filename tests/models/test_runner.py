@@ -27,7 +27,8 @@ from chainserve.models.skeleton import build_skeleton
 from chainserve.protocol.messages import Step
 from chainserve.types import Span
 
-TOLERANCE = 1e-4
+TOLERANCE = 3e-5
+"""Of the largest hidden value: some hundred roundings of float32, of which processors make different ones."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -41,8 +42,11 @@ def llama() -> PreTrainedModel:
 
 
 def assert_same(model: PreTrainedModel, outputs: list[Tensor], ids: Tensor) -> None:
-    difference = last_hidden(model, torch.cat(outputs)) - expected_hidden(model, ids)
-    assert difference.abs().max() <= TOLERANCE
+    assert_close(last_hidden(model, torch.cat(outputs)), expected_hidden(model, ids))
+
+
+def assert_close(hidden: Tensor, expected: Tensor) -> None:
+    assert (hidden - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 def test_packed_prefill_and_decode_of_several_sessions_equal_the_whole_model(model: PreTrainedModel) -> None:
@@ -94,8 +98,7 @@ def test_reordered_lanes_go_on_as_if_recomputed(model: PreTrainedModel) -> None:
         ids = torch.cat([prompts[source], random_ids(3, seed=10 + lane)])
         length = len(prompts[source])
         (output,) = chain.run((A, length, embeddings(model, ids[length:])), lane=lane)
-        difference = last_hidden(model, output) - expected_hidden(model, ids)[length:]
-        assert difference.abs().max() <= TOLERANCE
+        assert_close(last_hidden(model, output), expected_hidden(model, ids)[length:])
 
 
 def test_lanes_of_one_session_run_in_one_batch(llama: PreTrainedModel) -> None:
@@ -118,7 +121,7 @@ def test_a_server_runs_part_of_its_blocks_when_a_session_asks_for_it(model: PreT
     for session, span in ((A, Span(0, 1)), (B, Span(1, 4)), (C, Span(4, NUM_BLOCKS))):
         server.cache.reserve(session, span, num_lanes=1, max_tokens=9)
         hidden = server.forward(hidden, [Step(session, 0, 0, 9, 9)], span)
-    assert (hidden - expected).abs().max() <= TOLERANCE
+    assert_close(hidden, expected)
 
 
 @pytest.mark.parametrize(
