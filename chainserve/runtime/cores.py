@@ -1,6 +1,5 @@
-"""Sharing cores and memory with other processes of a swarm on the same machine."""
+"""Sharing the cores with other processes of a swarm on the same machine."""
 
-import ctypes
 import os
 
 SPIN_COUNT = "4000"
@@ -14,15 +13,3 @@ transformers and a hop costs less than 2 ms (docs/benchmarks.md)."""
 def free_idle_cores() -> None:
     """Let torch's threads sleep soon after they run out of work. Call before torch is imported."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-
-
-def give_back_memory() -> None:
-    """Have glibc return freed tensors to the system; elsewhere this does nothing.
-
-    By itself it keeps freed pieces of up to 32 MB for later, and activations are made of those: a server of
-    SmolLM2-135M took 67 MB for what needs 34 MB at a time. Asking the system for each costs 3 % of a prefill's time.
-    """
-    threshold, at_least = -3, 128 * 2**10  # M_MMAP_THRESHOLD, fixed at what glibc begins with
-    mallopt = getattr(ctypes.pythonapi, "mallopt", None)
-    if mallopt:
-        mallopt(threshold, at_least)

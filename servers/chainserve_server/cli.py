@@ -17,7 +17,7 @@ from chainserve import __version__
 from chainserve.errors import ChainserveError
 from chainserve.protocol.messages import DTYPES
 from chainserve.runtime.background import is_busy
-from chainserve.runtime.cores import free_idle_cores, give_back_memory
+from chainserve.runtime.cores import free_idle_cores
 from chainserve_server.family_options import asks_for_family, children_of
 from chainserve_server.standard_input import StandardInput
 
@@ -132,7 +132,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
     """Check everything that needs no swarm, then serve until told to leave."""
-    give_back_memory()
     reads_token = options.join == "-"
     if reads_token or options.leave_on_eof:
         standard_input = StandardInput(leave_on_eof=options.leave_on_eof)
