@@ -96,14 +96,18 @@ class Member:
             tasks.create_task(self._follow())
             tasks.create_task(self._move())
 
+    async def announce(self) -> None:
+        """Publish our record now; if the swarm does not take it, that is tried again soon."""
+        try:
+            await self._swarm.publish(self._host.announcement(epoch=self.plan.epoch if self.plan else 0))
+        except SwarmError as error:
+            logger.warning("the swarm did not take our record, trying again: %s", error)
+
     async def _announce(self) -> None:
         """Publish our record before it expires, and soon after it changes."""
         while True:
             self._changed.clear()
-            try:
-                await self._swarm.publish(self._host.announcement(epoch=self.plan.epoch if self.plan else 0))
-            except SwarmError as error:
-                logger.warning("the swarm did not take our record, trying again: %s", error)
+            await self.announce()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._swarm.lease_s / 3):
                     await self._changed.wait()

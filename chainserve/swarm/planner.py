@@ -27,7 +27,7 @@ class PlanTiming:
     """How long changes gather before they are planned for, in seconds."""
 
     settle_s: float = 3.0  # after the last join or leave
-    settle_s_per_server: float = 0.1  # more of that in larger swarms, where a plan takes longer and matters less
+    settle_s_per_server: float = 0.2  # more of that in larger swarms, where a plan takes longer and matters less
     longest_settle: float = 4.0  # times the above, from the first of several changes on
     drift_gap_s: float = 60.0  # between plans because load or speed have changed
     drift: float = 1.5  # by which factor the load, or a server's speed, has to have changed

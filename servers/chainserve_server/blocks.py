@@ -67,6 +67,19 @@ class Blocks:
     def cache(self) -> KVCache:
         return self._engine.cache
 
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the cache holds in total, or will once the first blocks are there: plans count on it."""
+        if self.state is not ServerState.LOADING or self.span is None:
+            return self.cache.budget_tokens
+        prepared = self._prepared
+        return prepared.cache_tokens(self.span, prepared.left_bytes(prepared.weight_bytes(self.span)))
+
+    @property
+    def free_tokens(self) -> int:
+        """Tokens of those that no session has reserved."""
+        return self.cache_tokens if self.state is ServerState.LOADING else self.cache.free_tokens
+
     def session_ended(self) -> None:
         """Tell that a session is over, or a few: a move may wait for it."""
         self._session_ended.set()

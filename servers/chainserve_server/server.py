@@ -175,6 +175,7 @@ class Server:
     async def hold(self, span: Span) -> None:
         """Serve these blocks, and no others, when this returns."""
         report = await self.blocks.hold(span)
+        await self.member.announce()  # so that whoever reads that we are online finds us
         prepared, cache = self._prepared, self.engine.cache
         self._say(
             f"chainserve-server {__version__} is online\n"
@@ -200,7 +201,7 @@ class Server:
 
     def announcement(self, *, epoch: int) -> Announcement:
         """What the swarm has to know of us now."""
-        prepared, cache = self._prepared, self.engine.cache
+        prepared = self._prepared
         return Announcement(
             peer=self._swarm.peer_id,
             state=self.blocks.state,
@@ -209,8 +210,8 @@ class Server:
             num_blocks=prepared.source.num_blocks,
             span=self.blocks.span,
             dtype=self._config.dtype_name,
-            cache_tokens=cache.budget_tokens,
-            free_tokens=min(cache.free_tokens, cache.budget_tokens),
+            cache_tokens=self.blocks.cache_tokens,
+            free_tokens=self.blocks.free_tokens,
             addresses=self.links.addresses,
             version=__version__,
             started_at=self._started_at,
