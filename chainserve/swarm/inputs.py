@@ -58,10 +58,11 @@ def inputs_of(members: Mapping[PeerId, Announcement], model: ModelFacts, current
     slot_tokens = SLOT_TOKENS
     while slot_tokens < demand.input_tokens + demand.output_tokens:
         slot_tokens *= 2
+    slot_tokens = min(slot_tokens, model.longest_tokens)
     spec = ModelSpec(
         num_blocks=model.num_blocks,
         block_bytes=reference.block_bytes,
-        slot_bytes=reference.token_bytes * min(slot_tokens, model.longest_tokens),
+        slot_bytes=reference.token_bytes * slot_tokens,
     )
     round_trips = _round_trips(offers)
     usual_s = {peer: _usual_round_trip_s(peer, round_trips) for peer in offers}
@@ -94,6 +95,7 @@ def inputs_of(members: Mapping[PeerId, Announcement], model: ModelFacts, current
         arrival_rate=demand.arrival_rate,
         input_tokens=demand.input_tokens,
         output_tokens=demand.output_tokens,
+        slot_tokens=slot_tokens,
         ways=ways,
         before=Placement(where) if where else None,
         s_per_byte=S_PER_BYTE,

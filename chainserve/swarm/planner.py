@@ -49,50 +49,48 @@ class Job:
 
     def carry_out(self) -> SwarmPlan:
         """Plan, and find the first step that uncovers nothing; with a shortage everybody stays where they are."""
-        if self.towards is not None:
-            step = next_step(self.serving, self.towards.goal)
-            if step == self.towards.placement:  # whoever was in the way is gone
-                step = self.towards.goal
-            chains = _chains(self.towards.inputs, step)
-            return replace(self.towards, epoch=self.epoch, planner=self.planner, placement=step, chains=chains)
-        inputs, goal = self.inputs, self.inputs.before or Placement({})
-        try:
-            inputs, planned = self._without_stuck(inputs)
-        except NoPlanError as error:
-            return SwarmPlan(
-                epoch=self.epoch,
-                planner=self.planner,
-                model_digest=self.model_digest,
-                inputs=inputs,
-                goal=goal,
-                placement=goal,
-                chains=(),
-                concurrency=0,
-                bounds=ResponseTimeBounds(math.inf, math.inf),
-                shortage=Shortage(error.missing, error.missing_bytes),
-                left_out=self.left_out,
-            )
-        goal = planned.placement
-        step = goal
-        if not stuck(self.serving, goal):
-            step = awaiting(next_step(self.serving, goal), self.serving, self.arriving)
-        return SwarmPlan(
+        return self._plan() if self.towards is None else self._step_towards(self.towards)
+
+    def _step_towards(self, plan: SwarmPlan) -> SwarmPlan:
+        step = next_step(self.serving, plan.goal)
+        if step == plan.placement:  # whoever was in the way is gone
+            step = plan.goal
+        return replace(plan, epoch=self.epoch, planner=self.planner, placement=step, chains=_chains(plan.inputs, step))
+
+    def _plan(self) -> SwarmPlan:
+        where = self.inputs.before or Placement({})
+        staying = SwarmPlan(
             epoch=self.epoch,
             planner=self.planner,
             model_digest=self.model_digest,
+            inputs=self.inputs,
+            goal=where,
+            placement=where,
+            chains=(),
+            concurrency=0,
+            bounds=ResponseTimeBounds(math.inf, math.inf),
+            left_out=self.left_out,
+        )
+        try:
+            inputs, planned = self._without_stuck()
+        except NoPlanError as error:
+            return replace(staying, shortage=Shortage(error.missing, error.missing_bytes))
+        step = goal = planned.placement
+        if not stuck(self.serving, goal):
+            step = awaiting(next_step(self.serving, goal), self.serving, self.arriving)
+        return replace(
+            staying,
             inputs=inputs,
             goal=goal,
             placement=step,
             chains=planned.chains if step == goal else _chains(inputs, step),
             concurrency=planned.chosen.concurrency,
             bounds=planned.bounds,
-            left_out=self.left_out,
         )
 
-    def _without_stuck(self, inputs: PlanInputs) -> tuple[PlanInputs, Plan]:
+    def _without_stuck(self) -> tuple[PlanInputs, Plan]:
         """A plan in which everybody can move without uncovering a block, or the first one if there is none."""
-        first = inputs, inputs.plan()
-        inputs, planned = first
+        inputs, planned = first = self.inputs, self.inputs.plan()
         while waiting := stuck(self.serving, planned.placement):
             where = {**(inputs.before.spans if inputs.before else {}), **{peer: self.serving[peer] for peer in waiting}}
             inputs = replace(inputs, held=inputs.held | waiting, before=Placement(where))

@@ -152,6 +152,7 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
         arrival_rate=draw(st.floats(0.01, 5)),
         input_tokens=draw(st.integers(1, 1000) | st.floats(1, 1000)),
         output_tokens=draw(st.floats(1, 100)),
+        slot_tokens=draw(st.integers(1, MAX_SIZE)),
         ways=draw(st.dictionaries(pairs, ways, max_size=4)),
         before=draw(st.sampled_from([None, Placement(before)])) if not held else Placement(before),
         held=held,

@@ -18,9 +18,9 @@ from chainserve.errors import NoPlanError, RecordError
 from chainserve.planning.times import BlockTimes, ServerTimes
 from chainserve.planning.values import ModelSpec, Placement
 from chainserve.swarm.identity import Identity
+from chainserve.swarm.plan_codec import MAX_PLAN_BYTES
 from chainserve.swarm.plans import (
     MAX_INLINE_BYTES,
-    MAX_PLAN_BYTES,
     PlanInputs,
     PlannedServer,
     PlanRecord,
@@ -77,6 +77,7 @@ INPUTS = PlanInputs(
     arrival_rate=0.5,
     input_tokens=100.0,
     output_tokens=20.0,
+    slot_tokens=2048,
     ways={(A, B): Way(hop_s=0.02, prompt_s=0.1)},
     before=Placement({A: Span(0, 4), C: Span(1, 3)}),
     held=frozenset({A}),
@@ -156,6 +157,7 @@ def test_equal_plans_have_equal_bytes_however_their_numbers_are_written() -> Non
         {"left_out": {}},
         {"placement": Placement({A: Span(0, 4)})},
         {"inputs": replace(INPUTS, arrival_rate=0.6)},
+        {"inputs": replace(INPUTS, slot_tokens=4096)},
         {"inputs": replace(INPUTS, held=frozenset())},
         {"inputs": replace(INPUTS, before=None, held=frozenset())},
         {"inputs": replace(INPUTS, concurrencies=None)},
@@ -242,6 +244,9 @@ def _assert_can_be_followed(plan: SwarmPlan) -> None:
         ({"demand": [math.nan, 100.0, 20.0]}, "arrival_rate is nan"),
         ({"demand": [0.5, math.inf, 20.0]}, "input_tokens is inf"),
         ({"demand": [0.5, 100.0, 0.0]}, "output_tokens is 0"),
+        ({"slot_tokens": 0}, "slot_tokens is 0"),
+        ({"slot_tokens": -1}, "slot_tokens is -1"),
+        ({"slot_tokens": 2048.0}, "float where a whole number belongs"),
         ({"ways": [[0, 3, 0.1, 0.0]]}, "server 3 of 3"),
         ({"ways": [[0, -1, 0.1, 0.0]]}, "server -1 of 3"),
         ({"ways": [[0, 1, -0.1, 0.0]]}, "hop_s is -0.1"),
