@@ -16,11 +16,13 @@ ChainserveError
 ├── SwarmError              the swarm as a whole cannot do it now
 │   ├── JoinError               no bootstrap peer answers, or none knows this swarm
 │   ├── NoChainError            blocks that no server holds
+│   ├── NoPlaceError            all chains are full, for longer than the request would wait
 │   └── NoPlanError             the servers together have no room for all blocks
 ├── PeerError               one peer failed, another may do
 │   ├── LinkLostError           the link to a peer is gone
 │   ├── SessionRefusedError     a server does not take this session
 │   └── SessionLostError        a session ended before its request did
+│       └── RequestLostError        a generation broke off; what it gave until then comes with the error
 ├── CacheFullError          a session needs more cache than is free; the server answers by refusing it
 └── ProtocolError           bytes or messages that a peer should not have sent
     ├── FrameError              a frame the codec refuses
@@ -121,6 +123,16 @@ class NoPlanError(SwarmError):
         self.missing_bytes = missing_bytes
 
 
+class NoPlaceError(SwarmError):
+    """Every chain that could take a request is full, and it would not wait longer."""
+
+    def __init__(self, waited_s: float, *, wait_s: float | None, reason: str = "") -> None:
+        ahead = "" if wait_s is None else f", and about {wait_s:.0f} s more would have to be waited"
+        super().__init__(f"no place on any chain after {waited_s:.1f} s{ahead}{f' ({reason})' if reason else ''}")
+        self.waited_s = waited_s
+        self.wait_s = wait_s
+
+
 class PeerError(ChainserveError):
     """One peer failed; another may do."""
 
@@ -135,11 +147,30 @@ class LinkLostError(PeerError):
 
 
 class SessionRefusedError(PeerError):
-    """A server does not take this session: its cache is full, it drains, it does not hold the blocks."""
+    """A server does not take this session: its cache is full, it drains, it does not hold the blocks.
+
+    `code` is the reason as one word of a small fixed set.
+    """
+
+    def __init__(self, peer: str, reason: str, *, code: str = "") -> None:
+        super().__init__(peer, reason)
+        self.code = code
 
 
 class SessionLostError(PeerError):
     """A session ended before its request did, because a server on its chain went away or failed."""
+
+
+class RequestLostError(SessionLostError):
+    """A generation broke off, and could not be taken up on other servers.
+
+    `tokens` and `text` are what it gave until then, for which all went well.
+    """
+
+    def __init__(self, peer: str, reason: str, *, tokens: tuple[int, ...], text: str) -> None:
+        super().__init__(peer, f"{reason}; {len(tokens)} tokens had come")
+        self.tokens = tokens
+        self.text = text
 
 
 class CacheFullError(ChainserveError):

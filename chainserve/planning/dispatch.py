@@ -64,21 +64,13 @@ class JoinPatiently:
     is_central = True
 
     def __init__(self, rates: Sequence[float], capacities: Sequence[int], *, arrival_rate: float) -> None:
-        require("arrival_rate", arrival_rate, positive=False)
-        chains, num_faster, faster_rate = [], 0, 0.0
-        for chain in fastest_first(rates, capacities):
-            patience = 0.0
-            if num_faster > 0:
-                patience = (faster_rate - arrival_rate) * (1 / rates[chain] - num_faster / faster_rate)
-            chains.append((chain, capacities[chain], patience - ROUNDING))
-            num_faster += capacities[chain]
-            faster_rate += capacities[chain] * rates[chain]
-        self._chains = tuple(chains)
+        queues = patience(rates, capacities, arrival_rate=arrival_rate)
+        self._chains = tuple((chain, capacities[chain], queues[chain]) for chain in fastest_first(rates, capacities))
 
     def choose(self, num_sessions: Sequence[int], num_waiting: int = 1) -> int | None:
-        for chain, capacity, patience in self._chains:
+        for chain, capacity, queue in self._chains:
             if num_sessions[chain] < capacity:
-                return chain if num_waiting >= patience else None
+                return chain if num_waiting >= queue else None
         return None
 
 
@@ -148,6 +140,22 @@ class RandomChain:
 
     def choose(self, num_sessions: Sequence[int], num_waiting: int = 1) -> int | None:
         return self._pick(self._num_chains)
+
+
+def patience(rates: Sequence[float], capacities: Sequence[int], *, arrival_rate: float) -> list[float]:
+    """How many have to wait before one of them joins each chain while the faster ones are full: `JoinPatiently`'s rule.
+
+    0 or less: it is joined at once.
+    """
+    require("arrival_rate", arrival_rate, positive=False)
+    queues, num_faster, faster_rate = [0.0] * len(rates), 0, 0.0
+    for chain in fastest_first(rates, capacities):
+        if num_faster > 0:
+            wait = (faster_rate - arrival_rate) * (1 / rates[chain] - num_faster / faster_rate)
+            queues[chain] = wait - ROUNDING
+        num_faster += capacities[chain]
+        faster_rate += capacities[chain] * rates[chain]
+    return queues
 
 
 def fastest_first(rates: Sequence[float], capacities: Sequence[int]) -> list[int]:

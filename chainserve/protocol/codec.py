@@ -9,7 +9,7 @@ Bytes from a peer are hostile until `decode` has passed them. It raises nothing 
 """
 
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from struct import Struct
 
@@ -19,23 +19,27 @@ from chainserve.errors import FrameError, SpanError
 from chainserve.protocol.messages import (
     DTYPES,
     Activations,
+    Admit,
+    Admitted,
     Beat,
     Close,
     Failed,
     FailureCode,
+    Leaving,
     Message,
     Open,
     Opened,
     PlanBody,
     PlanRequest,
     Probe,
+    Queued,
     Reorder,
     Step,
     WireTensor,
 )
 from chainserve.types import Chain, Hop, PeerId, SessionId, Span
 
-VERSION = 1
+VERSION = 2
 DETAIL_CHARS = 1000
 """What went wrong is cut to this length: a long description must not keep a failure from arriving."""
 
@@ -46,6 +50,7 @@ _ZEROS = bytes(_ALIGNMENT)
 _FAILURE_CODES = {str(code): code for code in FailureCode}
 
 _OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED, _PLAN_REQUEST, _PLAN_BODY = range(1, 9)
+_ADMIT, _ADMITTED, _QUEUED, _LEAVING = range(9, 13)
 _BEAT, _PROBE = 16, 17  # kinds from 16 on are the links' own
 
 Frame = Message | Beat | Probe
@@ -62,6 +67,9 @@ class Limits:
     max_tokens: int = 65_536  # of all steps in one frame
     max_hidden: int = 65_536
     max_position: int = 2**24  # of a token in its session
+    max_sequence: int = 2**40  # of a step in its session
+    max_wait_ms: int = 2**40
+    max_epoch: int = 2**53
     max_blocks: int = 4096
     max_hops: int = 256
     max_lanes: int = 256
@@ -77,21 +85,28 @@ def encode(message: Frame) -> bytes:
     match message:
         case Activations(steps, WireTensor(dtype, (_, hidden), payload)):
             assert memoryview(payload).nbytes == sum(s.num_tokens for s in steps) * hidden * DTYPES[dtype]
-            packed = [(s.session, s.lane, s.start, s.num_tokens, s.num_outputs) for s in steps]
+            packed = [(s.session, s.lane, s.start, s.num_tokens, s.num_outputs, s.sequence) for s in steps]
             kind, fields = _ACTIVATIONS, (dtype, hidden, packed)
         case Beat(sent_us, echo_us, held_us):
             kind, fields = _BEAT, (sent_us, echo_us, held_us)
+        case Admit(session, hops, epoch, num_tokens):
+            kind, fields = _ADMIT, (session, _packed(hops), epoch, num_tokens)
+        case Admitted(session, lease_ms):
+            kind, fields = _ADMITTED, (session, lease_ms)
+        case Queued(session, position, wait_ms):
+            kind, fields = _QUEUED, (session, position, wait_ms)
         case Open(session, model, hops, position, client, num_lanes, max_tokens):
-            chain = [(hop.peer, hop.span.start, hop.span.end) for hop in hops]
-            kind, fields = _OPEN, (session, model, chain, position, client, num_lanes, max_tokens)
+            kind, fields = _OPEN, (session, model, _packed(hops), position, client, num_lanes, max_tokens)
         case Opened(session):
             kind, fields = _OPENED, (session,)
-        case Reorder(session, sources):
-            kind, fields = _REORDER, (session, sources)
+        case Reorder(session, sources, sequence):
+            kind, fields = _REORDER, (session, sources, sequence)
         case Close(session):
             kind, fields = _CLOSE, (session,)
         case Failed(session, peer, code, detail):
             kind, fields = _FAILED, (session, peer, code, detail[:DETAIL_CHARS])
+        case Leaving(session, peer):
+            kind, fields = _LEAVING, (session, peer)
         case PlanRequest(digest):
             kind, fields = _PLAN_REQUEST, (digest,)
         case PlanBody(digest, payload):
@@ -103,6 +118,10 @@ def encode(message: Frame) -> bytes:
     header = msgpack.packb(fields, unicode_errors="replace")
     padding = -(_PREFIX.size + len(header)) % _ALIGNMENT
     return b"".join((_PREFIX.pack(_MAGIC, VERSION, kind, len(header)), header, _ZEROS[:padding], payload))
+
+
+def _packed(hops: Sequence[Hop]) -> list[tuple[str, int, int]]:
+    return [(hop.peer, hop.span.start, hop.span.end) for hop in hops]
 
 
 def decode(frame: bytes | memoryview, limits: Limits) -> Frame:
@@ -161,13 +180,38 @@ def _sessions_named_in(fields: tuple[object, ...]) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(name for name in named if type(name) is bytes and len(name) == 16))
 
 
+def _parse_admit(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Admit:
+    session, hops, epoch, num_tokens = _take(4, fields, payload)
+    return Admit(
+        session=_session(session),
+        hops=_chain(hops, limits),
+        epoch=_integer(epoch, "epoch", low=0, high=limits.max_epoch),
+        num_tokens=_integer(num_tokens, "num_tokens", low=1, high=limits.max_position * limits.max_lanes),
+    )
+
+
+def _parse_admitted(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Admitted:
+    session, lease_ms = _take(2, fields, payload)
+    return Admitted(_session(session), _integer(lease_ms, "lease", low=0, high=limits.max_wait_ms))
+
+
+def _parse_queued(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Queued:
+    session, position, wait_ms = _take(3, fields, payload)
+    return Queued(
+        _session(session),
+        _integer(position, "position", low=0, high=limits.max_position),
+        _integer(wait_ms, "wait", low=0, high=limits.max_wait_ms),
+    )
+
+
+def _parse_leaving(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Leaving:
+    session, peer = _take(2, fields, payload)
+    return Leaving(_session(session), PeerId(_name(peer, "peer", limits)))
+
+
 def _parse_open(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Open:
     session, model, hops, position, client, num_lanes, max_tokens = _take(7, fields, payload)
-    chain = tuple(_hop(hop, limits) for hop in _array(hops, "hops", limits.max_hops))
-    try:
-        Chain(chain)
-    except ValueError:
-        raise FrameError("the hops' blocks do not form a chain", reason="field") from None
+    chain = _chain(hops, limits)
     return Open(
         session=_session(session),
         model=_name(model, "model", limits),
@@ -199,10 +243,12 @@ def _parse_activations(fields: tuple[object, ...], payload: memoryview, limits: 
 
 
 def _parse_reorder(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Reorder:
-    session, sources = _take(2, fields, payload)
+    session, sources, sequence = _take(3, fields, payload)
     lanes = _array(sources, "sources", limits.max_lanes)
     return Reorder(
-        _session(session), tuple(_integer(lane, "source", low=0, high=limits.max_lanes - 1) for lane in lanes)
+        _session(session),
+        tuple(_integer(lane, "source", low=0, high=limits.max_lanes - 1) for lane in lanes),
+        _integer(sequence, "sequence", low=0, high=limits.max_sequence),
     )
 
 
@@ -244,6 +290,10 @@ def _parse_probe(fields: tuple[object, ...], payload: memoryview, limits: Limits
 _PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Frame]] = {
     _OPEN: _parse_open,
     _OPENED: _parse_opened,
+    _ADMIT: _parse_admit,
+    _ADMITTED: _parse_admitted,
+    _QUEUED: _parse_queued,
+    _LEAVING: _parse_leaving,
     _ACTIVATIONS: _parse_activations,
     _REORDER: _parse_reorder,
     _CLOSE: _parse_close,
@@ -299,6 +349,15 @@ def _session(value: object) -> SessionId:
     return SessionId(value)
 
 
+def _chain(value: object, limits: Limits) -> tuple[Hop, ...]:
+    hops = tuple(_hop(hop, limits) for hop in _array(value, "hops", limits.max_hops))
+    try:
+        Chain(hops)
+    except ValueError:
+        raise FrameError("the hops' blocks do not form a chain", reason="field") from None
+    return hops
+
+
 def _hop(value: object, limits: Limits) -> Hop:
     peer, start, end = _take(3, _array(value, "hop", 3))
     first = _integer(start, "start", low=0, high=limits.max_blocks)
@@ -310,7 +369,7 @@ def _hop(value: object, limits: Limits) -> Hop:
 
 
 def _step(value: object, limits: Limits) -> Step:
-    session, lane, start, num_tokens, num_outputs = _take(5, _array(value, "step", 5))
+    session, lane, start, num_tokens, num_outputs, sequence = _take(6, _array(value, "step", 6))
     count = _integer(num_tokens, "num_tokens", low=1, high=limits.max_tokens)
     return Step(
         session=_session(session),
@@ -318,4 +377,5 @@ def _step(value: object, limits: Limits) -> Step:
         start=_integer(start, "start", low=0, high=limits.max_position - count),
         num_tokens=count,
         num_outputs=_integer(num_outputs, "num_outputs", low=0, high=count),
+        sequence=_integer(sequence, "sequence", low=0, high=limits.max_sequence),
     )

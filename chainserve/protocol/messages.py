@@ -1,9 +1,10 @@
 """What peers say to each other once a link stands.
 
 A session runs over a chain of servers: the client sends to the head, every server to the next one, the tail
-back to the client. `Open`, `Activations`, `Reorder` and `Close` travel down the chain in that order of
-sending; `Opened` and outputs go from the tail to the client; `Failed` travels both ways from where the
-fault was seen. `PlanRequest` and `PlanBody` belong to no session.
+back to the client. First the client asks heads for a place: `Admit`, answered by `Admitted`, `Queued` (and `Admitted`
+later) or `Failed`. `Open`, `Activations`, `Reorder` and `Close` travel down the chain in that order of sending;
+`Opened` and outputs go from the tail to the client; `Failed` travels both ways from where the fault was seen, `Leaving`
+up to the client. `PlanRequest` and `PlanBody` belong to no session.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,37 @@ class WireTensor:
     dtype: str
     shape: tuple[int, ...]
     data: bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Ask the head of a chain for a place: cache for `num_tokens` tokens, for the session to be opened there.
+
+    `hops` names the chain as the plan of `epoch` has it. To ask again changes nothing and is answered as things are
+    then; `Close` withdraws.
+    """
+
+    session: SessionId
+    hops: tuple[Hop, ...]
+    epoch: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The session may be opened, within `lease_ms` milliseconds."""
+
+    session: SessionId
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The chain is full. So many wait before this session, for about `wait_ms` milliseconds."""
+
+    session: SessionId
+    position: int
+    wait_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +85,8 @@ class Step:
     """Consecutive tokens of one lane: positions [start, start + num_tokens).
 
     Cached positions at or after `start` are forgotten first, so a step can rewind its lane. Of its outputs the
-    last `num_outputs` leave the tail.
+    last `num_outputs` leave the tail. `sequence` counts the steps and reorderings of a session: what comes twice or
+    late is dropped, what comes after a gap ends the session.
     """
 
     session: SessionId
@@ -61,6 +94,7 @@ class Step:
     start: int
     num_tokens: int
     num_outputs: int
+    sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +110,16 @@ class Activations:
 
 @dataclass(frozen=True, slots=True)
 class Reorder:
-    """Lane i continues from what lane sources[i] has cached (beam search)."""
+    """Lane i continues from what lane sources[i] has cached (beam search). `sequence` as for steps."""
 
     session: SessionId
     sources: tuple[int, ...]
+    sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """The client is done; every hop frees the session's cache."""
+    """The client is done, or wants the place no more; every hop frees the session's cache."""
 
     session: SessionId
 
@@ -98,6 +133,11 @@ class FailureCode(StrEnum):
     PEER_LOST = "peer-lost"
     BAD_MESSAGE = "bad-message"
     INTERNAL = "internal"
+    STALE_PLAN = "stale-plan"  # the head knows no such chain: one of the two follows an older plan
+    TOO_LONG = "too-long"  # for any place on the chain
+    QUEUE_FULL = "queue-full"  # too many wait, or too many of this client
+    ABANDONED = "abandoned"  # the client did not go on
+    NO_PLACE = "no-place"  # opened without having been admitted, or too late
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +148,14 @@ class Failed:
     peer: PeerId
     code: FailureCode
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """`peer` is about to give up the session's blocks: go on elsewhere from the next step on."""
+
+    session: SessionId
+    peer: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +173,20 @@ class PlanBody:
     body: bytes | bytearray | memoryview
 
 
-Message = Open | Opened | Activations | Reorder | Close | Failed | PlanRequest | PlanBody
+Message = (
+    Admit
+    | Admitted
+    | Queued
+    | Open
+    | Opened
+    | Activations
+    | Reorder
+    | Close
+    | Failed
+    | Leaving
+    | PlanRequest
+    | PlanBody
+)
 
 
 @dataclass(frozen=True, slots=True)

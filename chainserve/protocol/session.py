@@ -64,6 +64,7 @@ class ClientSession:
         self._model = model
         self._client = client
         self._max_tokens = max_tokens
+        self._sequence = 0  # of the next step or reordering
         self._awaited: dict[int, tuple[int, int]] = {}  # lane -> positions [next, end) still to come
 
     def open(self) -> Open:
@@ -93,7 +94,11 @@ class ClientSession:
             start = self.lengths[lane]
             if start + num > self._max_tokens:
                 raise ValueError(f"lane {lane} would grow to {start + num} of {self._max_tokens} tokens")
-            chunks += _split(self.id, lane, start, num, outputs=outputs, first=first, chunk_tokens=chunk_tokens)
+            lane_chunks = _split(
+                self.id, self._sequence, lane, start, num, outputs=outputs, first=first, chunk_tokens=chunk_tokens
+            )
+            chunks += lane_chunks
+            self._sequence += len(lane_chunks)
             if outputs:
                 self._awaited[lane] = (start + num - outputs, start + num)
             self.lengths[lane] = start + num
@@ -111,7 +116,8 @@ class ClientSession:
         """Lane i continues from lane sources[i]."""
         self._expect(Phase.IDLE)
         self.lengths = [self.lengths[source] for source in sources]
-        return Reorder(self.id, tuple(sources))
+        sequence, self._sequence = self._sequence, self._sequence + 1
+        return Reorder(self.id, tuple(sources), sequence)
 
     def close(self) -> Close | None:
         """End the session; None if it is over already."""
@@ -173,13 +179,15 @@ def rows_of(tensor: WireTensor, first: int, num: int) -> WireTensor:
 
 
 def _split(
-    session: SessionId, lane: int, start: int, num: int, *, outputs: int, first: int, chunk_tokens: int
-) -> Iterator[Chunk]:
-    """Cut one lane's step into chunks; only the last ones carry outputs."""
-    for offset in range(0, num, chunk_tokens):
+    session: SessionId, sequence: int, lane: int, start: int, num: int, *, outputs: int, first: int, chunk_tokens: int
+) -> list[Chunk]:
+    """Cut one lane's step into chunks, numbered from `sequence` on; only the last ones carry outputs."""
+    chunks = []
+    for index, offset in enumerate(range(0, num, chunk_tokens)):
         size = min(chunk_tokens, num - offset)
         wanted = min(size, max(0, offset + size - (num - outputs)))
-        yield Chunk(Step(session, lane, start + offset, size, wanted), first + offset)
+        chunks.append(Chunk(Step(session, lane, start + offset, size, wanted, sequence + index), first + offset))
+    return chunks
 
 
 def _pack(chunks: Sequence[Chunk], chunk_tokens: int) -> Iterator[list[Chunk]]:

@@ -1,4 +1,4 @@
-"""An open session: hidden states in at the head, out at the tail."""
+"""A session on one chain: hidden states in at the head, out at the tail, until the chain breaks."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,9 +7,9 @@ import torch
 
 from chainserve.errors import SessionLostError, SessionRefusedError
 from chainserve.models.wire import from_wire, to_wire
-from chainserve.protocol.messages import Activations, Failed, FailureCode, Message
+from chainserve.protocol.messages import Activations, Close, Failed, FailureCode, Leaving, Message
 from chainserve.protocol.session import ClientSession, Phase
-from chainserve.types import Chain
+from chainserve.types import Chain, PeerId
 
 CHUNK_TOKENS = 512
 """Tokens per message of a long prompt: servers down the chain work on one while the next is on its way."""
@@ -21,7 +21,7 @@ STEP_TIMEOUT_S = 600.0
 SendToHead = Callable[[Message], Awaitable[None]]
 
 
-class Session:
+class ChainSession:
     """Drives one `ClientSession` over the link to its head. Use one caller at a time."""
 
     def __init__(self, state: ClientSession, *, send: SendToHead, on_close: Callable[[], None]) -> None:
@@ -29,6 +29,8 @@ class Session:
         self._send = send
         self._on_close = on_close
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self.leaving: PeerId | None = None
+        """A server of the chain that is about to give up its blocks."""
 
     @property
     def chain(self) -> Chain:
@@ -36,6 +38,9 @@ class Session:
 
     def deliver(self, message: Message) -> None:
         """Take a message for this session from whichever link it came over."""
+        if isinstance(message, Leaving):
+            self.leaving = message.peer
+            return
         self._inbox.put_nowait(message)
 
     async def open(self) -> None:
@@ -49,7 +54,7 @@ class Session:
         except TimeoutError:
             raise SessionRefusedError(self.chain.head, f"no answer within {timeout_s:.0f} s") from None
         if failure := self.state.failure:
-            raise SessionRefusedError(failure.peer, failure.detail)
+            raise SessionRefusedError(failure.peer, failure.detail, code=failure.code)
 
     async def step(
         self, hidden: torch.Tensor, num_tokens: Sequence[int], num_outputs: Sequence[int]
@@ -71,8 +76,9 @@ class Session:
                         rows = from_wire(output.tensor, dtype=hidden.dtype, device=hidden.device)
                         outputs[output.lane].append(rows)
         except TimeoutError:
-            late = Failed(self.state.id, self.chain.tail, FailureCode.PEER_LOST, "no output came")
-            self.state.receive(late)
+            late = f"no output within {STEP_TIMEOUT_S:.0f} s"
+            self.state.receive(Failed(self.state.id, self.chain.tail, FailureCode.PEER_LOST, late))
+            await self._send(Close(self.state.id))
         self._raise_if_lost()
         empty = hidden[:0]
         return [torch.cat(parts) if parts else empty for parts in outputs]

@@ -24,7 +24,8 @@ from chainserve.types import Chain
 from chainserve_client.generation import Generation, Piece, Stream, generate
 from chainserve_client.join import join
 from chainserve_client.network import ModelInSwarm, Network
-from chainserve_client.parameters import GenerationOptions, Parameters
+from chainserve_client.opening import Request, open_session
+from chainserve_client.parameters import TIMEOUT_S, GenerationOptions, Parameters
 from chainserve_client.session import Session
 
 
@@ -76,8 +77,9 @@ class AsyncClient:
     ) -> Generation:
         """Continue `prompt` (text or token ids) and return when it is complete; see `Parameters` for options.
 
-        With a `chain` it runs there or not at all: SessionRefusedError and LinkLostError name the server that did not
-        take it. Without one the client chooses.
+        If all chains are full it waits for its turn, NoPlaceError if that takes too long. If servers are lost it goes
+        on over others; RequestLostError, with what had come until then, if there are none. With a `chain` it runs there
+        or not at all: SessionRefusedError and LinkLostError name the server that did not take it.
         """
         stream = self.stream(prompt, chain=chain, **options)
         async with aclosing(stream):
@@ -114,9 +116,29 @@ class AsyncClient:
         text: str = self.local.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    async def open_session(self, *, num_lanes: int, max_tokens: int, chain: Chain | None = None) -> Session:
-        """Open a session for those who drive the model themselves; `chain` as in `generate`. Close it when done."""
-        return await self.network.open_session(self.model, num_lanes=num_lanes, max_tokens=max_tokens, chain=chain)
+    async def open_session(
+        self,
+        *,
+        num_lanes: int,
+        max_tokens: int,
+        input_tokens: int | None = None,
+        timeout_s: float = TIMEOUT_S,
+        chain: Chain | None = None,
+    ) -> Session:
+        """Open a session for those who drive the model themselves; `chain` as in `generate`. Close it when done.
+
+        Each of `num_lanes` sequences may grow to `max_tokens` tokens, of which `input_tokens` are known already. Places
+        on chains are looked for until `timeout_s` from now, also when the session has to go on elsewhere.
+        """
+        request = Request(
+            model=self.model,
+            num_lanes=num_lanes,
+            max_tokens=max_tokens,
+            input_tokens=input_tokens,
+            timeout_s=timeout_s,
+            chain=chain,
+        )
+        return await open_session(self.network, request)
 
     async def plan(self) -> SwarmPlan | None:
         """The plan that the servers of this model follow now, None if there is none yet.
@@ -145,7 +167,13 @@ class AsyncClient:
         started = time.monotonic()
         # The last token is never sent back through the chain, so it needs no room there.
         max_tokens = len(prompt) + parameters.max_new_tokens - 1
-        session = await self.open_session(num_lanes=1, max_tokens=max_tokens, chain=chain)
+        session = await self.open_session(
+            num_lanes=1,
+            max_tokens=max_tokens,
+            input_tokens=len(prompt),
+            timeout_s=parameters.timeout_s,
+            chain=chain,
+        )
         try:
             pieces = generate(
                 session,

@@ -8,20 +8,22 @@ from dataclasses import dataclass
 
 import torch
 
+from chainserve.errors import RequestLostError, SessionLostError
 from chainserve.models.ends import Ends
 from chainserve.types import Chain
 from chainserve_client.parameters import Parameters
 from chainserve_client.sampling import Sampler
-from chainserve_client.session import Session
+from chainserve_client.session import Recovery, Session
 from chainserve_client.text import Decode, TextStream
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One new token, and the text that became certain with it (maybe none)."""
+    """One new token, the text that became certain with it (maybe none), and the chain that it came over."""
 
     token: int
     text: str
+    chain: Chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Generation:
     first_token_s: float
     """From the request to its first token."""
     total_s: float
+    recoveries: tuple[Recovery, ...] = ()
+    """Servers that were lost on the way, and what it took to go on without them."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -87,7 +91,8 @@ async def generate(
 ) -> AsyncGenerator[Piece | Generation, None]:
     """Continue `prompt` over an open session: pieces, and the `Generation` as the last item.
 
-    `executor` runs what torch computes; `started` is the time.monotonic() of the request.
+    `executor` runs what torch computes; `started` is the time.monotonic() of the request. RequestLostError, with what
+    has come so far, if its servers are lost and no others take over, or if it takes too long.
     """
     loop = asyncio.get_running_loop()
     sampler = Sampler(parameters)
@@ -102,7 +107,14 @@ async def generate(
 
     hidden = await loop.run_in_executor(executor, ends.embed, torch.tensor(prompt))
     while True:
-        [output] = await session.step(hidden, [len(hidden)], [1])
+        try:
+            async with asyncio.timeout(max(0.0, started + parameters.timeout_s - time.monotonic())):
+                [output] = await session.step(hidden, [len(hidden)], [1])
+        except SessionLostError as error:
+            raise RequestLostError(error.peer, error.reason, tokens=tuple(tokens), text="".join(texts)) from error
+        except TimeoutError as error:
+            late = f"the request did not end within {parameters.timeout_s:g} s"
+            raise RequestLostError(session.chain.head, late, tokens=tuple(tokens), text="".join(texts)) from error
         token, hidden = await loop.run_in_executor(executor, choose, output)
         tokens.append(token)
         if len(tokens) == 1:
@@ -113,7 +125,7 @@ async def generate(
         last = stopped or len(tokens) == parameters.max_new_tokens
         if last:
             texts[-1] += stream.finish()
-        yield Piece(token, texts[-1])
+        yield Piece(token, texts[-1], session.chain)
         if last:
             break
     yield Generation(
@@ -124,4 +136,5 @@ async def generate(
         chain=session.chain,
         first_token_s=first_token_s,
         total_s=time.monotonic() - started,
+        recoveries=tuple(session.recoveries),
     )

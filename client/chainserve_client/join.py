@@ -8,7 +8,6 @@ from chainserve.swarm.hivemind import HivemindSwarm
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.token import JoinToken
 from chainserve.transport.direct import DirectTransport
-from chainserve.transport.exchange import PlanExchange
 from chainserve.transport.handshake import Credentials
 from chainserve.transport.links import Links
 from chainserve.transport.relayed import RelayedTransport
@@ -38,6 +37,6 @@ async def join(token: str) -> Network:
             on_lost=network.lost,
             on_refused=network.refused,
         )
-        network.links, network.exchange = links, PlanExchange(links)
+        network.connect_to(links)
         undo.pop_all()
     return network

@@ -55,7 +55,7 @@ class RemoteCache(Cache):
         """Keep the first `max_length` columns, or all but the last -max_length."""
         length = max_length if max_length >= 0 else self._num_columns + max_length
         if length < self._num_columns:
-            self.session.state.truncate([length - padding for padding in self._padding])
+            self.session.truncate([length - padding for padding in self._padding])
             self._num_columns = length
 
     def close(self) -> None:

@@ -1,23 +1,23 @@
-"""The client in its swarm: sees who is there, composes a chain, opens sessions along it."""
+"""The client in its swarm: sees who is there and what is planned, and passes on what servers say to its sessions."""
 
 import asyncio
 import logging
-import secrets
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
-from chainserve.errors import (
-    FrameError,
-    LinkLostError,
-    NoChainError,
-    PeerError,
-    PromptTooLongError,
-    RequestError,
-    SessionRefusedError,
-    SwarmError,
+from chainserve.errors import FrameError, LinkLostError, PeerError, RecordError, SwarmError
+from chainserve.protocol.messages import (
+    Activations,
+    Admitted,
+    Failed,
+    FailureCode,
+    Message,
+    PlanBody,
+    PlanRequest,
+    Queued,
 )
-from chainserve.planning.route import Holding, fewest_hops
-from chainserve.protocol.messages import Activations, Failed, FailureCode, Message, PlanBody, PlanRequest
 from chainserve.protocol.session import ClientSession
 from chainserve.swarm.interface import Swarm
 from chainserve.swarm.plans import PlanRecord, SwarmPlan
@@ -25,14 +25,17 @@ from chainserve.swarm.records import Announcement
 from chainserve.swarm.view import View
 from chainserve.transport.exchange import PlanExchange
 from chainserve.transport.links import Links
+from chainserve.transport.outbox import Outbox
 from chainserve.types import Chain, PeerId, SessionId
-from chainserve_client.session import Session
+from chainserve_client.chain_session import ChainSession
 
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 5.0
-MAX_ATTEMPTS = 4
-"""Chains tried for one session before the last refusal is reported."""
+SUSPECT_S = 30.0
+"""So long a server that was lost is on no new chain, though its record may still count."""
+
+PlaceAnswer = Admitted | Queued | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +49,26 @@ class ModelInSwarm:
 
 
 class Network:
-    """Sessions over the swarm's servers."""
+    """What the client knows of its swarm, and its links there."""
 
-    links: Links  # set once made, as they call `handle`, `lost` and `refused`
-    exchange: PlanExchange  # set with them
+    links: Links  # set by `connect_to`, as they call `handle`, `lost` and `refused`
+    exchange: PlanExchange
+    outbox: Outbox
 
-    def __init__(self, swarm: Swarm) -> None:
+    def __init__(self, swarm: Swarm, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.swarm = swarm
+        self._clock = clock
         self._watching = asyncio.create_task(self.watch())
-        self._sessions: dict[SessionId, Session] = {}
+        self._sessions: dict[SessionId, ChainSession] = {}
+        self._searches: dict[SessionId, tuple[PeerId, asyncio.Queue[PlaceAnswer]]] = {}
+        self._suspects: dict[PeerId, tuple[float, float | None]] = {}  # until when; which start of it
         self._read: tuple[PlanRecord, SwarmPlan] | None = None  # the last plan that was read
+
+    def connect_to(self, links: Links) -> None:
+        """Use these links, which have to call `handle`, `lost` and `refused`."""
+        self.links = links
+        self.exchange = PlanExchange(links)
+        self.outbox = Outbox(links, on_lost=self.lost)
 
     async def watch(self) -> None:
         """Keep the view fresh until cancelled: reading it takes seconds while a peer does not answer."""
@@ -73,6 +86,17 @@ class Network:
         record = view.plan(model_digest)
         return None if record is None else await self.read_plan(record, view)
 
+    async def plan_in_view(self, model_digest: str) -> SwarmPlan | None:
+        """The plan of a model by the view we have, without asking the swarm; None if there is none, or none to read."""
+        record = self.swarm.view.plan(model_digest)
+        if record is None:
+            return None
+        try:
+            return await self.read_plan(record, self.swarm.view)
+        except (PeerError, RecordError) as error:
+            logger.info("the plan of epoch %d cannot be read: %s", record.epoch, error)
+            return None
+
     async def read_plan(self, record: PlanRecord, view: View) -> SwarmPlan:
         """The plan of a record, fetched if it is too large for that; PeerError and RecordError as in `plan`."""
         if self._read is None or self._read[0] != record:
@@ -80,57 +104,29 @@ class Network:
             self._read = record, record.open(body)
         return self._read[1]
 
-    async def open_session(
-        self, model: ModelInSwarm, *, num_lanes: int, max_tokens: int, chain: Chain | None = None
-    ) -> Session:
-        """Open a session on the best chain there is, trying others where servers refuse or are gone.
+    def usable(self, model_digest: str) -> list[Announcement]:
+        """Servers of the model that take sessions, but for those that were lost a moment ago."""
+        return [server for server in self.swarm.view.online(model_digest) if not self._is_suspect(server)]
 
-        NoChainError if blocks are missing, PromptTooLongError if no chain's cache can ever hold the session,
-        otherwise the last server's refusal. With a `chain` that one is tried and no other, and a refusal is raised as
-        it is; RequestError if it does not run all blocks of the model.
-        """
-        if chain is not None:
-            if chain.num_blocks != model.num_blocks:
-                raise RequestError(f"the chain runs {chain.num_blocks} blocks, {model.name} has {model.num_blocks}")
-            return await self._open_on(chain, model, num_lanes=num_lanes, max_tokens=max_tokens)
-        avoid: set[PeerId] = set()
-        refusal: PeerError | None = None
-        num_tokens = num_lanes * max_tokens
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                chosen = await self._choose(model, avoid, num_tokens=num_tokens)
-            except (NoChainError, PromptTooLongError):
-                if refusal is None:
-                    raise
-                break
-            try:
-                return await self._open_on(chosen, model, num_lanes=num_lanes, max_tokens=max_tokens)
-            except (LinkLostError, SessionRefusedError) as error:
-                logger.info("no session on %s: %s", chosen, error)
-                refusal = error
-                avoid.add(PeerId(error.peer))
-                await self.swarm.refresh()
-        assert refusal is not None
-        await self._choose(model, set(), num_tokens=num_tokens)  # raises if blocks are missing by now
-        raise refusal
+    def suspect(self, peer: PeerId) -> None:
+        """A server was lost, or could not be reached: it is on no new chain for a while, or until it starts again."""
+        record = self.swarm.view.servers.get(peer)
+        self._suspects[peer] = self._clock() + SUSPECT_S, record.started_at if record else None
 
-    async def _choose(self, model: ModelInSwarm, avoid: set[PeerId], *, num_tokens: int) -> Chain:
-        """A chain from the view we have, or if there is none from a fresh one."""
+    def forgive(self) -> bool:
+        """Suspect nobody any more; whether anybody was."""
+        had_some = bool(self._suspects)
+        self._suspects.clear()
+        return had_some
 
-        def choose() -> Chain:
-            servers = [server for server in self.swarm.view.online(model.digest) if server.peer not in avoid]
-            return choose_chain(servers, num_blocks=model.num_blocks, num_tokens=num_tokens)
+    def _is_suspect(self, server: Announcement) -> bool:
+        until_s, started_at = self._suspects.get(server.peer, (0.0, None))
+        return self._clock() < until_s and started_at in (None, server.started_at)
 
-        try:
-            return choose()
-        except (NoChainError, PromptTooLongError):
-            await self.swarm.refresh()
-            return choose()
-
-    async def _open_on(self, chain: Chain, model: ModelInSwarm, *, num_lanes: int, max_tokens: int) -> Session:
-        for peer in {chain.head, chain.tail}:
-            await self.links.connect(peer)
-        session_id = SessionId(secrets.token_bytes(16))
+    async def open_on(
+        self, chain: Chain, session_id: SessionId, model: ModelInSwarm, *, num_lanes: int, max_tokens: int
+    ) -> ChainSession:
+        """Open a session on this chain; LinkLostError and SessionRefusedError name the server that did not take it."""
         state = ClientSession(
             session_id,
             chain,
@@ -149,30 +145,52 @@ class Network:
         def forget() -> None:
             self._sessions.pop(session_id, None)
 
-        session = Session(state, send=send, on_close=forget)
+        session = ChainSession(state, send=send, on_close=forget)
         self._sessions[session_id] = session
         async with AsyncExitStack() as undo:
             undo.push_async_callback(session.close)
+            for peer in dict.fromkeys((chain.head, chain.tail)):
+                await self.links.connect(peer)
             await session.open()
             undo.pop_all()
         return session
 
+    def listen_for_places(self, places: Sequence[tuple[SessionId, PeerId]]) -> asyncio.Queue[PlaceAnswer]:
+        """What these heads answer about the places that were asked of them, until `ignore_places`."""
+        answers: asyncio.Queue[PlaceAnswer] = asyncio.Queue()
+        self._searches.update({session_id: (head, answers) for session_id, head in places})
+        return answers
+
+    def ignore_places(self, places: Sequence[tuple[SessionId, PeerId]]) -> None:
+        for session_id, _ in places:
+            self._searches.pop(session_id, None)
+
     def handle(self, peer: PeerId, message: Message) -> None:
-        """Take a message from a server: about a plan, or what a session's head or tail says, which is the session's."""
+        """Take a message from a server: about a plan or a place, or what a session's head or tail says to it."""
         if isinstance(message, PlanRequest | PlanBody):
             self.exchange.handle(peer, message)
             return
+        if isinstance(message, Failed) and message.code is FailureCode.PEER_LOST:
+            self.suspect(message.peer)
         ids = {step.session for step in message.steps} if isinstance(message, Activations) else {message.session}
         for session_id in ids:
             session = self._sessions.get(session_id)
             if session is not None and peer in (session.chain.head, session.chain.tail):
                 session.deliver(message)
+            head, answers = self._searches.get(session_id, (None, None))
+            if answers is not None and head == peer and isinstance(message, PlaceAnswer):
+                answers.put_nowait(message)
 
     def lost(self, peer: PeerId, reason: str) -> None:
-        """The link to a server is gone: its sessions are over."""
+        """The link to a server is gone: its sessions are over, and its places."""
+        self.outbox.forget(peer)
+        self.suspect(peer)
         for session_id, session in list(self._sessions.items()):
             if peer in (session.chain.head, session.chain.tail):
                 session.deliver(Failed(session_id, peer, FailureCode.PEER_LOST, f"link lost: {reason}"))
+        for session_id, (head, answers) in list(self._searches.items()):
+            if head == peer:
+                answers.put_nowait(Failed(session_id, peer, FailureCode.PEER_LOST, f"link lost: {reason}"))
 
     def refused(self, peer: PeerId, error: FrameError) -> None:
         """A server's frame made no sense: the sessions it was for are over."""
@@ -185,27 +203,6 @@ class Network:
         for session in list(self._sessions.values()):
             await session.close()
         self._watching.cancel()
+        await self.outbox.close()
         await self.links.close()
         await self.swarm.close()
-
-
-def choose_chain(servers: list[Announcement], *, num_blocks: int, num_tokens: int) -> Chain:
-    """The chain with the fewest hops over servers whose caches can hold `num_tokens`, those free now first.
-
-    NoChainError if blocks are missing; PromptTooLongError, with the longest there is room for, if all blocks are
-    there but not with caches that large.
-    """
-
-    def over(servers: list[Announcement]) -> Chain:
-        holdings = [Holding(server.peer, span, server.free_tokens) for server in servers if (span := server.span)]
-        return fewest_hops(holdings, num_blocks=num_blocks)
-
-    over(servers)
-    for free_now in (True, False):
-        with suppress(NoChainError):
-            return over([s for s in servers if (s.free_tokens if free_now else s.cache_tokens) >= num_tokens])
-    for size in sorted((server.cache_tokens for server in servers), reverse=True):
-        with suppress(NoChainError):
-            over([server for server in servers if server.cache_tokens >= size])
-            raise PromptTooLongError(num_tokens, limit=size)
-    raise AssertionError("all servers together make a chain")

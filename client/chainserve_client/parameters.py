@@ -8,6 +8,9 @@ from typing import Any, TypedDict
 
 from chainserve.errors import RequestError
 
+TIMEOUT_S = 600.0
+"""A request that has not ended by then is given up, unless it says otherwise."""
+
 
 class GenerationOptions(TypedDict, total=False):
     """Keyword arguments of `generate` and `stream`; see `Parameters`."""
@@ -18,6 +21,7 @@ class GenerationOptions(TypedDict, total=False):
     top_k: int
     seed: int | None
     stop: str | Sequence[str]
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +30,8 @@ class Parameters:
 
     `temperature` 0 takes the likeliest token; above, tokens are drawn among the `top_k` likeliest (0: all) that
     together have probability `top_p`. Equal `seed`s draw equal tokens. Generation ends after `max_new_tokens`, at
-    the model's own end token, or before the first of the `stop` texts.
+    the model's own end token, or before the first of the `stop` texts. `timeout_s` is how long the request may take in
+    all: waiting for a place, generating, and going on elsewhere when servers are lost.
     """
 
     max_new_tokens: int = 256
@@ -35,6 +40,7 @@ class Parameters:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
         _check(_is_int(self.max_new_tokens) and self.max_new_tokens >= 1, "max_new_tokens", "an integer >= 1")
@@ -42,6 +48,7 @@ class Parameters:
         _check(_is_real(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number in (0, 1]")
         _check(_is_int(self.top_k) and self.top_k >= 0, "top_k", "an integer >= 0 (0 keeps all)")
         _check(self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 2**63), "seed", "an integer in [0, 2^63)")
+        _check(_is_real(self.timeout_s) and self.timeout_s > 0, "timeout_s", "a number > 0")
         _check(all(isinstance(text, str) and text for text in self.stop), "stop", "one or more texts, none empty")
 
     @classmethod

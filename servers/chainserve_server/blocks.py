@@ -130,11 +130,12 @@ class Blocks:
         self._say(ServerState.ONLINE if keep else ServerState.DRAINING, keep or self._held.span)
 
     async def _end_outside(self, keep: Span | None, *, most_bytes: float = float("inf")) -> None:
-        """Let sessions finish that run other blocks, or whose cache is in the way, and end them after a while."""
+        """Let sessions go on elsewhere that run other blocks; end them, or those in the way, after a while."""
 
         def in_the_way() -> bool:
             return bool(self._sessions.outside(keep)) or self._reserved_bytes() > most_bytes
 
+        self._sessions.leave(self._sessions.outside(keep))
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace_s):
                 while True:

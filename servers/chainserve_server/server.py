@@ -27,13 +27,14 @@ from chainserve.transport.direct import DirectTransport
 from chainserve.transport.exchange import PlanExchange
 from chainserve.transport.handshake import Credentials
 from chainserve.transport.links import Links
+from chainserve.transport.outbox import Outbox
 from chainserve.transport.relayed import RelayedTransport
 from chainserve.types import PeerId, Span
+from chainserve_server.admission import head_chains
 from chainserve_server.blocks import Blocks
 from chainserve_server.config import ServerConfig
 from chainserve_server.engine import Engine
 from chainserve_server.observation import DemandWindow, StepChecks
-from chainserve_server.outbox import Outbox
 from chainserve_server.prepare import Prepared
 from chainserve_server.sampling import LinkSampler
 from chainserve_server.sessions import Sessions
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
+TICK_S = 0.2
 WITHDRAW_S = 1.0
 FLUSH_S = 0.3
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -62,7 +64,8 @@ async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Even
         say(await server.introduction())
         async with asyncio.TaskGroup() as tasks:
             running = [
-                tasks.create_task(work) for work in (server.engine.run(), server.member.run(), server.sampler.run())
+                tasks.create_task(work)
+                for work in (server.engine.run(), server.member.run(), server.sampler.run(), server.tick())
             ]
             leaving = tasks.create_task(leave.wait())
             await asyncio.wait({leaving, *running}, return_when=asyncio.FIRST_COMPLETED)
@@ -190,6 +193,7 @@ class Server:
     def told(self, plan: SwarmPlan) -> None:
         """A new plan is followed."""
         self.exchange.keep(plan)
+        self.sessions.follow(plan.epoch, head_chains(plan, self._swarm.peer_id))
         if plan.shortage is not None:
             self._say(
                 f"waiting for more servers: no room for {describe_blocks(plan.shortage.missing)} of "
@@ -228,6 +232,12 @@ class Server:
             ),
         )
 
+    async def tick(self) -> None:
+        """Let time pass for places and sessions, until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.sessions.tick()
+
     async def withdraw(self) -> None:
         """Take our record out of everybody's view, at once."""
         try:
@@ -236,8 +246,10 @@ class Server:
             logger.warning("our record could not be withdrawn, it expires by itself: %r", error)
 
     async def drain(self) -> None:
-        """Take no more sessions, give those that run a little time, end the rest."""
+        """Take no more sessions, let those that run go on elsewhere, end what is left after a little time."""
         self.sessions.closed_because = "is leaving the swarm"
+        self.sessions.tick()
+        self.sessions.leave(self.sessions.outside(None))
         await self.withdraw()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_s):

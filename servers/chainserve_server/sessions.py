@@ -1,12 +1,13 @@
-"""The sessions that run through this server: what each message does to them.
+"""The sessions that run through this server, and the places on the chains that begin here: what each message does.
 
-    client -> head: Open, Activations, Reorder, Close -> next server -> ... -> tail -> client: Opened, outputs
+    client -> head: Admit, Open, Activations, Reorder, Close -> next server -> ... -> tail -> client: Opened, outputs
 
 A session ends everywhere when it ends anywhere: whoever sees the fault tells both neighbours, and each passes it
 on. Nothing here waits: messages are posted, work is queued.
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -15,15 +16,18 @@ from chainserve.errors import CacheFullError, FrameError, StepError
 from chainserve.models.runner import MAX_BATCH_TOKENS
 from chainserve.protocol.messages import (
     Activations,
+    Admit,
     Close,
     Failed,
     FailureCode,
+    Leaving,
     Message,
     Open,
     Opened,
     Reorder,
     Step,
 )
+from chainserve.protocol.places import Answer, HeadChain, Places
 from chainserve.protocol.session import rows_of
 from chainserve.types import PeerId, SessionId, Span
 from chainserve_server.engine import Engine, Work
@@ -32,8 +36,11 @@ logger = logging.getLogger(__name__)
 
 Post = Callable[[PeerId, Message], None]
 
+IDLE_S = 300.0
+"""A session without a step for so long is taken for abandoned."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, eq=False)
 class ServerSession:
     """One session as this server sees it."""
 
@@ -42,8 +49,11 @@ class ServerSession:
     client: PeerId
     span: Span
     is_tail: bool
+    is_head: bool
     num_lanes: int
     max_tokens: int
+    active_s: float  # when its last message came
+    next_sequence: int = 0  # of its next step or reordering
 
 
 class Sessions:
@@ -61,6 +71,9 @@ class Sessions:
         on_request: Callable[[], None] = lambda: None,  # one of them has its head here
         on_served: Callable[[int, int], None] = lambda _in, _out: None,  # it gave so many tokens, for so many
         max_step_tokens: int = MAX_BATCH_TOKENS,  # the engine runs one step whole, however long: memory for it is kept
+        places: Places | None = None,
+        idle_s: float = IDLE_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._me = me
         self._model = model
@@ -74,6 +87,9 @@ class Sessions:
         self._head_tokens: dict[SessionId, list[int]] = {}  # in and out, of sessions with their head here
         self.span: Span | None = None
         """Blocks that new sessions may run."""
+        self.places = places or Places(me)
+        self._idle_s = idle_s
+        self._clock = clock
         self._open: dict[SessionId, ServerSession] = {}
         self.closed_because: str | None = "is loading its blocks"  # None: open for sessions
         self.counts: Counter[str] = Counter()
@@ -83,24 +99,25 @@ class Sessions:
 
     def handle(self, peer: PeerId, message: Message) -> None:
         """Take a message from `peer`."""
-        if isinstance(message, Open):
-            self._handle_open(peer, message)
-        elif isinstance(message, Activations):
-            self._handle_activations(peer, message)
-        elif isinstance(message, Failed):
-            self._handle_failed(peer, message)
-        elif isinstance(message, Reorder | Close):
-            session = self._open.get(message.session)
-            if session is None or session.previous != peer:
+        match message:
+            case Activations():
+                self._handle_activations(peer, message)
+            case Admit():
+                self._handle_admit(peer, message)
+            case Open():
+                self._handle_open(peer, message)
+            case Failed():
+                self._handle_failed(peer, message)
+            case Reorder():
+                self._handle_reorder(peer, message)
+            case Close():
+                self._handle_close(peer, message)
+            case Leaving():
+                session = self._open.get(message.session)
+                if session is not None and session.next == peer and not session.is_tail:
+                    self._post(session.previous, message)
+            case _:
                 self.counts["stray"] += 1
-            elif isinstance(message, Close):
-                self._forget(message.session)
-                if not session.is_tail:
-                    self._post(session.next, message)
-            else:
-                self._handle_reorder(session, message)
-        else:
-            self.counts["stray"] += 1
 
     def fail(self, session_id: SessionId, code: FailureCode, detail: str, *, peer: PeerId | None = None) -> None:
         """End a session and tell both neighbours; `peer` is who is at fault, if not we."""
@@ -114,8 +131,27 @@ class Sessions:
         for neighbour in {session.previous, session.next} - {peer}:
             self._post(neighbour, failed)
 
+    def follow(self, epoch: int, chains: Iterable[HeadChain]) -> None:
+        """Give places on these chains from now on: those of the plan that begin here."""
+        self._answer(self.places.follow(epoch, chains, now_s=self._clock()))
+
+    def tick(self) -> None:
+        """What time brings: offers that nobody took up pass on, sessions that nobody goes on with end."""
+        now_s = self._clock()
+        if self.closed_because is not None:
+            self._answer(self.places.close(self.closed_because))
+        self._answer(self.places.tick(now_s))
+        abandoned = [id_ for id_, session in self._open.items() if now_s - session.active_s > self._idle_s]
+        self.end(abandoned, FailureCode.ABANDONED, f"no step for {self._idle_s:.0f} s")
+
+    def leave(self, sessions: Iterable[SessionId]) -> None:
+        """Ask the clients of these sessions to go on elsewhere from the next step on."""
+        for session_id in sessions:
+            self._post(self._open[session_id].previous, Leaving(session_id, self._me))
+
     def lost(self, peer: PeerId, reason: str) -> None:
-        """End every session that ran over the link to `peer`."""
+        """End every session that ran over the link to `peer`, and free the places that it asked for."""
+        self._answer(self.places.lost(peer, now_s=self._clock()))
         for session_id, session in list(self._open.items()):
             if peer in (session.previous, session.next):
                 self.fail(session_id, FailureCode.PEER_LOST, f"link lost: {reason}", peer=peer)
@@ -136,6 +172,20 @@ class Sessions:
         for session_id in sessions:
             self.fail(session_id, code, detail)
 
+    def _handle_admit(self, peer: PeerId, message: Admit) -> None:
+        span = message.hops[0].span
+        if self.closed_because:
+            refusal = FailureCode.NOT_SERVING, self.closed_because
+        elif self.span is None or not self.span.covers(span):
+            refusal = FailureCode.NOT_HELD, f"holds blocks {self.span or 'none'}, not {span}"
+        elif message.session in self._open:
+            refusal = FailureCode.BAD_MESSAGE, "this session is open already"
+        else:
+            self._answer(self.places.admit(peer, message, now_s=self._clock()))
+            return
+        self.counts[refusal[0]] += 1
+        self._post(peer, Failed(message.session, self._me, *refusal))
+
     def _handle_open(self, peer: PeerId, message: Open) -> None:
         hop = message.hops[message.position]
         before = message.hops[message.position - 1].peer if message.position else message.client
@@ -149,17 +199,13 @@ class Sessions:
         elif self.span is None or not self.span.covers(hop.span):
             refusal = FailureCode.NOT_HELD, f"holds blocks {self.span or 'none'}, not {hop.span}"
         else:
-            try:
-                self._engine.cache.reserve(
-                    message.session, hop.span, num_lanes=message.num_lanes, max_tokens=message.max_tokens
-                )
-            except CacheFullError as error:
-                refusal = FailureCode.CACHE_FULL, str(error)
-            except StepError as error:
-                refusal = FailureCode.BAD_MESSAGE, str(error)
+            refusal = self._reserve(peer, message)
+        is_head = message.position == 0
         if refusal:
             self.counts[refusal[0]] += 1
             self._post(peer, Failed(message.session, self._me, *refusal))
+            if is_head and message.session not in self._open:
+                self._answer(self.places.end(peer, message.session, now_s=self._clock()))
             return
         is_tail = message.position == len(message.hops) - 1
         self._open[message.session] = ServerSession(
@@ -168,12 +214,14 @@ class Sessions:
             client=message.client,
             span=hop.span,
             is_tail=is_tail,
+            is_head=is_head,
             num_lanes=message.num_lanes,
             max_tokens=message.max_tokens,
+            active_s=self._clock(),
         )
         self.counts["opened"] += 1
         self._on_change()
-        if message.position == 0:
+        if is_head:
             self._head_tokens[message.session] = [0, 0]
             self._on_request()
         if is_tail:
@@ -181,6 +229,46 @@ class Sessions:
         else:
             onward = replace(message, position=message.position + 1)
             self._post(message.hops[onward.position].peer, onward)
+
+    def _reserve(self, peer: PeerId, message: Open) -> tuple[FailureCode, str] | None:
+        """Take up the session's place if its chain begins here, and reserve its cache; returns why not."""
+        num_lanes, max_tokens = message.num_lanes, message.max_tokens
+        if message.position == 0:
+            reason = self.places.open(peer, message.session, message.hops, num_lanes * max_tokens, now_s=self._clock())
+            if reason is not None:
+                return FailureCode.NO_PLACE, reason
+        span = message.hops[message.position].span
+        try:
+            self._engine.cache.reserve(message.session, span, num_lanes=num_lanes, max_tokens=max_tokens)
+        except CacheFullError as error:
+            return FailureCode.CACHE_FULL, str(error)
+        except StepError as error:
+            return FailureCode.BAD_MESSAGE, str(error)
+        return None
+
+    def _handle_close(self, peer: PeerId, message: Close) -> None:
+        session = self._open.get(message.session)
+        if session is None:
+            self._answer(self.places.end(peer, message.session, now_s=self._clock()))
+        elif session.previous != peer:
+            self.counts["stray"] += 1
+        else:
+            self._forget(message.session)
+            if not session.is_tail:
+                self._post(session.next, message)
+
+    def _is_next(self, session: ServerSession, message: Step | Reorder) -> bool:
+        """Whether this one is due: what comes twice or late changes nothing, a gap ends the session."""
+        if message.sequence == session.next_sequence:
+            session.next_sequence += 1
+            session.active_s = self._clock()
+            return True
+        if message.sequence < session.next_sequence:
+            self.counts["repeated"] += 1
+        else:
+            gap = f"step {message.sequence} came where {session.next_sequence} was due"
+            self.fail(message.session, FailureCode.BAD_MESSAGE, gap)
+        return False
 
     def _handle_activations(self, peer: PeerId, message: Activations) -> None:
         first = 0
@@ -190,6 +278,8 @@ class Sessions:
             session = self._open.get(step.session)
             if session is None or session.previous != peer:
                 self.counts["stray"] += 1  # still under way when the session ended
+            elif not self._is_next(session, step):
+                pass
             elif message.tensor.shape[1] != self._hidden_size:
                 width = f"hidden states of width {message.tensor.shape[1]}, this model's have {self._hidden_size}"
                 self.fail(step.session, FailureCode.BAD_MESSAGE, width)
@@ -210,7 +300,13 @@ class Sessions:
             tokens[0] += step.num_tokens if tokens[1] == 0 else 0
             tokens[1] += step.num_outputs > 0
 
-    def _handle_reorder(self, session: ServerSession, message: Reorder) -> None:
+    def _handle_reorder(self, peer: PeerId, message: Reorder) -> None:
+        session = self._open.get(message.session)
+        if session is None or session.previous != peer:
+            self.counts["stray"] += 1
+            return
+        if not self._is_next(session, message):
+            return
         if len(message.sources) != session.num_lanes or max(message.sources) >= session.num_lanes:
             lanes = f"reordering {message.sources} of {session.num_lanes} lanes"
             self.fail(message.session, FailureCode.BAD_MESSAGE, lanes)
@@ -226,11 +322,21 @@ class Sessions:
             return
         self._forget(message.session)
         self._post(session.next if peer == session.previous else session.previous, message)
+        if peer == session.next and not session.is_tail and message.code is FailureCode.PEER_LOST:
+            self._answer(self.places.lost(message.peer, now_s=self._clock()))
 
     def _forget(self, session_id: SessionId) -> None:
-        del self._open[session_id]
+        session = self._open.pop(session_id)
+        if session.is_head:
+            self._answer(self.places.end(session.client, session_id, now_s=self._clock()))
         num_in, num_out = self._head_tokens.pop(session_id, (0, 0))
         if num_out:
             self._on_served(num_in, num_out)
         self._engine.release(session_id)
         self._on_change()
+
+    def _answer(self, answers: Iterable[Answer]) -> None:
+        for client, message in answers:
+            if isinstance(message, Failed):
+                self.counts[message.code] += 1
+            self._post(client, message)

@@ -10,9 +10,9 @@ import pytest
 from chainserve.errors import NoChainError, PromptTooLongError
 from chainserve.protocol.messages import Opened, PlanBody, PlanRequest
 from chainserve.swarm.records import Announcement, ServerState
-from chainserve.transport.exchange import PlanExchange
 from chainserve.types import PeerId, SessionId, Span
-from chainserve_client.network import Network, choose_chain
+from chainserve_client.dispatch import choose_chain
+from chainserve_client.network import Network
 
 
 def server(name: str, start: int, end: int, *, cache: int = 100, free: int | None = None) -> Announcement:
@@ -65,7 +65,7 @@ def test_missing_blocks_are_named_whatever_the_length() -> None:
 
 async def test_what_belongs_to_no_session_is_no_sessions() -> None:
     network = Network(cast(Any, SimpleNamespace(refresh=AsyncMock())))
-    network.exchange = PlanExchange(cast(Any, SimpleNamespace(send=AsyncMock())))
+    network.connect_to(cast(Any, SimpleNamespace(send=AsyncMock())))
     for message in (PlanBody("digest", b"body"), PlanRequest("digest"), Opened(SessionId(bytes(16)))):
         network.handle(PeerId("a"), message)
     network._watching.cancel()

@@ -68,10 +68,10 @@ class Scene:
         self.hub = MemoryHub(clock=lambda: NOW)
         self.servers = {name: FakeServer(name, wires) for name in (A, B)}
         self.network = Network(MemorySwarm(self.hub, peer("client")))
-        self.network.links = _links(
+        links = _links(
             peer("client"), wires, self.network.handle, on_lost=self.network.lost, on_refused=self.network.refused
         )
-        self.network.exchange = PlanExchange(self.network.links)
+        self.network.connect_to(links)
         self.announcements = [server(name, Span(0, 8)) for name in "ab"]
         for announcement in self.announcements:
             self.hub.records[announcement.peer] = announcement, NOW + 30
@@ -166,14 +166,14 @@ async def test_a_refusal_of_the_chain_it_is_told_is_raised_and_no_other_is_tried
 async def test_a_server_of_the_chain_that_is_not_there_is_named(scene: Scene) -> None:
     gone = Chain((Hop(peer("z"), Span(0, 8)),))
     with pytest.raises(LinkLostError) as caught:
-        await scene.network.open_session(MODEL, num_lanes=1, max_tokens=5, chain=gone)
+        await client_of(scene.network).open_session(num_lanes=1, max_tokens=5, chain=gone)
     assert caught.value.peer == peer("z")
 
 
 async def test_a_chain_that_runs_other_blocks_than_the_model_has_is_refused(scene: Scene) -> None:
     short = Chain((Hop(A, Span(0, 7)),))
     with pytest.raises(RequestError, match="the chain runs 7 blocks, org/model has 8"):
-        await scene.network.open_session(MODEL, num_lanes=1, max_tokens=5, chain=short)
+        await client_of(scene.network).open_session(num_lanes=1, max_tokens=5, chain=short)
     assert scene.servers[A].opened == []
 
 
@@ -182,7 +182,7 @@ def test_the_blocking_client_takes_a_chain_and_reads_the_plan_as_well() -> None:
     plan = plan_of(server("a"), server("b"))
 
     class Refusing:
-        async def open_session(self, _model: ModelInSwarm, *, chain: Chain | None, **_sizes: int) -> None:
+        async def open_on(self, chain: Chain, *_: object, **_sizes: int) -> None:
             told.append(chain)
             raise SessionRefusedError(B, "no room")
 

@@ -43,7 +43,7 @@ def test_a_prompt_is_followed_by_one_output_and_then_by_steps_of_one_token() -> 
     assert (got.lane, got.tensor.shape) == (0, (1, 1))
     assert session.phase is Phase.IDLE
     [[chunk]] = session.step([1], [1], chunk_tokens=64)
-    assert chunk.step == Step(ID, 0, 7, 1, 1)
+    assert chunk.step == Step(ID, 0, 7, 1, 1, sequence=1)
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=1, max_size=4), st.integers(1, 50))
@@ -103,7 +103,7 @@ def test_a_lane_does_not_outgrow_what_was_reserved() -> None:
 def test_reordered_lanes_take_their_sources_lengths() -> None:
     session = opened(num_lanes=2)
     session.step([3, 5], [0, 0], chunk_tokens=64)
-    assert session.reorder([1, 1]) == Reorder(ID, (1, 1))
+    assert session.reorder([1, 1]) == Reorder(ID, (1, 1), sequence=2)
     assert session.lengths == [5, 5]
 
 

@@ -88,10 +88,10 @@ def opened(me: PeerId) -> Server:
 
 
 def activations(
-    start: int = 0, num_tokens: int = 3, *, lane: int = 0, hidden: int = HIDDEN, num_outputs: int = 1
+    start: int = 0, num_tokens: int = 3, *, lane: int = 0, hidden: int = HIDDEN, num_outputs: int = 1, sequence: int = 0
 ) -> Activations:
     data = bytes(4 * hidden * num_tokens)
-    step = Step(ID, lane, start, num_tokens, num_outputs)
+    step = Step(ID, lane, start, num_tokens, num_outputs, sequence)
     return Activations((step,), WireTensor("float32", (num_tokens, hidden), data))
 
 
@@ -316,12 +316,12 @@ def test_a_head_counts_requests_and_their_tokens() -> None:
     assert server.num_requests == 1
     for step in (
         activations(0, 3, num_outputs=0),
-        activations(0, 3, lane=1, num_outputs=0),
-        activations(3, 2),
-        activations(3, 2, lane=1),
-        activations(5, 1),
-        activations(5, 1, lane=1),
-        activations(6, 1),
+        activations(0, 3, lane=1, num_outputs=0, sequence=1),
+        activations(3, 2, sequence=2),
+        activations(3, 2, lane=1, sequence=3),
+        activations(5, 1, sequence=4),
+        activations(5, 1, lane=1, sequence=5),
+        activations(6, 1, sequence=6),
     ):
         server.sessions.handle(CLIENT, step)
     assert server.served == []
@@ -339,7 +339,7 @@ def test_what_ended_before_its_first_token_was_a_request_that_was_not_served() -
 def test_what_broke_off_counts_as_far_as_it_came() -> None:
     server = opened(A)
     server.sessions.handle(CLIENT, activations())
-    server.sessions.handle(CLIENT, activations(3, 9))  # too long a step
+    server.sessions.handle(CLIENT, activations(3, 9, sequence=1))  # too long a step
     assert server.served == [(3, 1)]
 
 
@@ -358,7 +358,9 @@ def test_only_heads_count(me: PeerId) -> None:
     assert (server.num_requests, server.served) == (0, [])
 
 
-@pytest.mark.parametrize("message", [Close(ID), Failed(ID, CLIENT, FailureCode.INTERNAL, ""), activations(lane=2)])
+@pytest.mark.parametrize(
+    "message", [Close(ID), Failed(ID, CLIENT, FailureCode.INTERNAL, ""), activations(lane=2, sequence=1)]
+)
 def test_there_is_news_when_a_session_comes_and_when_it_is_over(message: Message) -> None:
     server = opened(A)
     assert server.num_changes == 1

@@ -1,0 +1,158 @@
+"""A client's search for a place: which heads it asks, what it waits for, what it takes. No I/O, no clock.
+
+Join the fastest free chain (Sun et al. 2026, Alg. 3) without a centre: the fastest chain is asked first. If it is full,
+all others are asked at once, and the fastest that has a place is taken as soon as all faster ones have answered. If
+none has, the search has left a ticket at each, and the first offer wins. All other tickets are withdrawn then. As each
+head serves in order of arrival, tickets at all heads come to one queue, up to the time that messages take.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from chainserve.protocol.messages import Admit, Admitted, Close, Failed, FailureCode, Message, Queued
+from chainserve.types import Hop, PeerId, SessionId
+
+MAX_TICKETS = 16
+"""Chains that one request waits for; of more chains a sample is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A chain that would do, and the session to open there."""
+
+    session: SessionId
+    hops: tuple[Hop, ...]
+
+    @property
+    def head(self) -> PeerId:
+        return self.hops[0].peer
+
+
+class _Answer(Enum):
+    AWAITED = auto()
+    QUEUED = auto()
+    OFFERED = auto()
+
+
+Sending = tuple[PeerId, Message]
+
+
+class PlaceSearch:
+    """One request's search; the methods return what to send."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        epoch: int,
+        num_tokens: int,
+        rng: random.Random,
+        max_tickets: int = MAX_TICKETS,
+    ) -> None:
+        """`candidates` come fastest first, as they are predicted for this request."""
+        first, others = candidates[:1], list(candidates[1:])
+        if len(others) >= max_tickets:
+            others = [others[index] for index in sorted(rng.sample(range(len(others)), max_tickets - 1))]
+        self._candidates = {candidate.session: candidate for candidate in [*first, *others]}  # fastest first
+        self._epoch = epoch
+        self._num_tokens = num_tokens
+        self._unasked = list(self._candidates.values())
+        self._answers: dict[SessionId, _Answer] = {}  # of those that were asked and did not fail
+        self._waits: dict[SessionId, Queued] = {}
+        self.failures: dict[SessionId, Failed] = {}
+        self.found: Candidate | None = None
+        """Where the session may be opened."""
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Those that are asked."""
+        return list(self._candidates.values())
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether every head refused."""
+        return self.found is None and not self._unasked and not self._answers
+
+    @property
+    def position(self) -> int | None:
+        """How many wait before this request where the fewest do; None while it waits nowhere."""
+        return min((queued.position for queued in self._waits.values()), default=None)
+
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds that are still to be waited, as heads said when they were asked; None while it waits nowhere."""
+        return min((queued.wait_ms / 1000 for queued in self._waits.values()), default=None)
+
+    def begin(self) -> list[Sending]:
+        """Ask for the fastest chain."""
+        return self._ask(1)
+
+    def receive(self, message: Admitted | Queued | Failed) -> list[Sending]:
+        """Take an answer."""
+        session = message.session
+        if session not in self._answers:
+            return []  # withdrawn already
+        if isinstance(message, Failed):
+            self._fail(message)
+        elif isinstance(message, Admitted):
+            self._waits.pop(session, None)
+            self._answers[session] = _Answer.OFFERED
+        elif self._answers[session] is not _Answer.OFFERED:  # else it is late
+            self._waits[session] = message
+            self._answers[session] = _Answer.QUEUED
+        return self._decide()
+
+    def lost(self, head: PeerId, reason: str) -> list[Sending]:
+        """A head is gone, or could not be reached."""
+        over = [candidate for candidate in self._candidates.values() if candidate.head == head]
+        for candidate in over:
+            if candidate in self._unasked or candidate.session in self._answers:
+                self._fail(Failed(candidate.session, head, FailureCode.PEER_LOST, reason))
+        return self._decide() if over else []
+
+    def give_up(self) -> list[Sending]:
+        """Withdraw all tickets; nothing is found any more."""
+        self._unasked = []
+        return self._withdraw(keep=None)
+
+    def ask_again(self) -> list[Sending]:
+        """Some time has passed: ask where the request waits how long it still has to, and look past silent heads."""
+        again = [self._asking(self._candidates[session]) for session in self._waits]
+        for session, answer in self._answers.items():
+            if answer is _Answer.AWAITED:
+                self._answers[session] = _Answer.QUEUED
+        return again + self._decide()
+
+    def _fail(self, failed: Failed) -> None:
+        self._unasked = [candidate for candidate in self._unasked if candidate.session != failed.session]
+        self._answers.pop(failed.session, None)
+        self._waits.pop(failed.session, None)
+        self.failures[failed.session] = failed
+
+    def _decide(self) -> list[Sending]:
+        for session in self._candidates:  # fastest first
+            answer = self._answers.get(session)
+            if answer is _Answer.OFFERED:
+                self.found = self._candidates[session]
+                self._unasked = []
+                return self._withdraw(keep=session)
+            if answer is _Answer.AWAITED:
+                return []
+        return self._ask(len(self._unasked))
+
+    def _ask(self, count: int) -> list[Sending]:
+        asked, self._unasked = self._unasked[:count], self._unasked[count:]
+        for candidate in asked:
+            self._answers[candidate.session] = _Answer.AWAITED
+        return [self._asking(candidate) for candidate in asked]
+
+    def _asking(self, candidate: Candidate) -> Sending:
+        return candidate.head, Admit(candidate.session, candidate.hops, self._epoch, self._num_tokens)
+
+    def _withdraw(self, *, keep: SessionId | None) -> list[Sending]:
+        given_up = [session for session in self._answers if session != keep]
+        self._answers.clear()
+        self._waits.clear()
+        return [(self._candidates[session].head, Close(session)) for session in given_up]

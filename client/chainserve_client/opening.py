@@ -1,0 +1,222 @@
+"""How a request comes to its chain: it looks for a place, opens its session there, and looks again where that fails."""
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chainserve.errors import (
+    LinkLostError,
+    NoChainError,
+    NoPlaceError,
+    PromptTooLongError,
+    RequestError,
+    SessionRefusedError,
+)
+from chainserve.planning.values import PlannedChain
+from chainserve.protocol.messages import FailureCode
+from chainserve.protocol.search import Candidate, PlaceSearch, Sending
+from chainserve.swarm.plans import SwarmPlan
+from chainserve.swarm.records import Announcement
+from chainserve.types import Chain, PeerId, SessionId
+from chainserve_client.chain_session import ChainSession
+from chainserve_client.dispatch import choose_chain, planned_chains
+from chainserve_client.network import ModelInSwarm, Network
+from chainserve_client.parameters import TIMEOUT_S
+from chainserve_client.session import Session
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 6
+"""Servers that may refuse or be gone before the last refusal is reported; full ones do not count."""
+ASK_AGAIN_S = 2.0
+PAUSE_S = 0.3
+"""Before what has just failed is tried again."""
+PATIENCE_S = 3.0
+"""So long a session that lost its chain waits for one: another client's place, a server that comes back."""
+
+IS_FULL = (FailureCode.CACHE_FULL, FailureCode.NO_PLACE, FailureCode.QUEUE_FULL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be opened."""
+
+    model: ModelInSwarm
+    num_lanes: int
+    max_tokens: int  # of each lane
+    input_tokens: int | None = None  # of these; None: not known
+    timeout_s: float = TIMEOUT_S
+    chain: Chain | None = None  # this one or none
+
+    @property
+    def num_tokens(self) -> int:
+        """Cache that it needs."""
+        return self.num_lanes * self.max_tokens
+
+
+async def open_session(network: Network, request: Request) -> Session:
+    """Open a session on the fastest chain with a place free, or wait for one; it goes on elsewhere if that breaks.
+
+    NoChainError if blocks are missing, PromptTooLongError if no chain's cache can ever hold the session, NoPlaceError
+    if all chains are full for too long, otherwise the last server's refusal. With a `chain` that one is tried and no
+    other, and a refusal is raised as it is; RequestError if it does not run all blocks of the model.
+    """
+    model, chain = request.model, request.chain
+    if chain is not None:
+        if chain.num_blocks != model.num_blocks:
+            raise RequestError(f"the chain runs {chain.num_blocks} blocks, {model.name} has {model.num_blocks}")
+        opened = await network.open_on(
+            chain, _new_id(), model, num_lanes=request.num_lanes, max_tokens=request.max_tokens
+        )
+        return Session(opened, num_lanes=request.num_lanes, reopen=None)
+    opening = Opening(network, request)
+    return Session(await opening.open(), num_lanes=request.num_lanes, reopen=opening.reopen)
+
+
+class Opening:
+    """Opens the sessions of one request: the first, and those that take over from it."""
+
+    def __init__(self, network: Network, request: Request) -> None:
+        self._network = network
+        self._request = request
+        self._began_s = time.monotonic()
+        self._avoid: set[PeerId] = set()  # servers that refused
+        self._rng = random.Random()
+        self._wait_s: float | None = None  # as heads said last
+
+    async def reopen(self, without: PeerId, *, is_lost: bool) -> ChainSession:
+        """Open again without this server, which is lost or about to leave."""
+        self._network.suspect(without)
+        return await self.open(patience_s=PATIENCE_S if is_lost else 0.0, may_forgive=False)
+
+    async def open(self, *, patience_s: float = 0.0, may_forgive: bool = True) -> ChainSession:
+        """Open on the best chain there is; see `open_session`.
+
+        If there is none it is looked for again for so long, and over servers that were lost before if that may be.
+        """
+        refusal: LinkLostError | SessionRefusedError | None = None
+        num_refusals = 0
+        patient_until_s = time.monotonic() + patience_s
+        try:
+            async with asyncio.timeout(self.left_s):
+                while True:
+                    try:
+                        return await self._open_at(await self._choose())
+                    except (LinkLostError, SessionRefusedError) as error:
+                        logger.info("no session: %s", error)
+                        refusal = error
+                        num_refusals += not self._exclude(error)
+                        if num_refusals == MAX_ATTEMPTS:
+                            raise
+                    except (NoChainError, PromptTooLongError):
+                        if self._avoid:
+                            self._avoid.clear()
+                        elif may_forgive and refusal is None and self._network.forgive():
+                            continue
+                        elif time.monotonic() >= patient_until_s:
+                            self._compose(self._network.swarm.view.online(self._request.model.digest))
+                            if refusal is not None:
+                                raise refusal from None
+                            raise
+                        await asyncio.sleep(PAUSE_S)
+                    await self._network.swarm.refresh()
+        except TimeoutError:
+            waited_s = time.monotonic() - self._began_s
+            raise NoPlaceError(waited_s, wait_s=self._wait_s, reason=str(refusal or "")) from refusal
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the request still has."""
+        return max(0.0, self._began_s + self._request.timeout_s - time.monotonic())
+
+    def _exclude(self, error: LinkLostError | SessionRefusedError) -> bool:
+        """Leave a server out that did not take the session; whether it may do so as soon as others have ended."""
+        peer, code = PeerId(error.peer), error.code if isinstance(error, SessionRefusedError) else FailureCode.PEER_LOST
+        if code == FailureCode.PEER_LOST:
+            self._network.suspect(peer)
+        elif code != FailureCode.STALE_PLAN:
+            self._avoid.add(peer)
+        return code in IS_FULL
+
+    async def _choose(self) -> Candidate:
+        """A place to open at, after waiting for one if need be."""
+        servers = self._servers()
+        plan = await self._network.plan_in_view(self._request.model.digest)
+        if plan is not None and (chains := self._planned(plan, servers)):
+            return await self._find_place(plan, chains)
+        try:
+            chain = self._compose(servers)
+        except (NoChainError, PromptTooLongError):
+            await self._network.swarm.refresh()
+            chain = self._compose(self._servers())
+        return Candidate(_new_id(), chain.hops)
+
+    def _servers(self) -> list[Announcement]:
+        usable = self._network.usable(self._request.model.digest)
+        return [server for server in usable if server.peer not in self._avoid]
+
+    def _planned(self, plan: SwarmPlan, servers: Sequence[Announcement]) -> list[PlannedChain]:
+        max_tokens = self._request.max_tokens
+        input_tokens = self._request.input_tokens or max_tokens / 2
+        return planned_chains(
+            plan,
+            servers,
+            num_tokens=self._request.num_tokens,
+            input_tokens=input_tokens,
+            output_tokens=max(1.0, max_tokens + 1 - input_tokens),
+            round_trip_s=self._network.links.round_trip_s,
+        )
+
+    def _compose(self, servers: Sequence[Announcement]) -> Chain:
+        """A chain that is in no plan."""
+        return choose_chain(servers, num_blocks=self._request.model.num_blocks, num_tokens=self._request.num_tokens)
+
+    async def _find_place(self, plan: SwarmPlan, chains: Sequence[PlannedChain]) -> Candidate:
+        """Ask the heads of these chains, fastest first, and wait; SessionRefusedError if all of them refuse."""
+        search = PlaceSearch(
+            [Candidate(_new_id(), planned.chain.hops) for planned in chains],
+            epoch=plan.epoch,
+            num_tokens=self._request.num_tokens,
+            rng=self._rng,
+        )
+        asked = [(candidate.session, candidate.head) for candidate in search.candidates]
+        answers = self._network.listen_for_places(asked)
+        try:
+            self._post(search.begin())
+            while search.found is None and not search.has_failed:
+                try:
+                    async with asyncio.timeout(ASK_AGAIN_S):
+                        self._post(search.receive(await answers.get()))
+                except TimeoutError:
+                    self._post(search.ask_again())
+                if search.wait_s is not None:
+                    self._wait_s = search.wait_s
+        finally:
+            self._post(search.give_up())
+            self._network.ignore_places(asked)
+        if search.found is not None:
+            return search.found
+        refusals = [
+            SessionRefusedError(failed.peer, failed.detail, code=failed.code) for failed in search.failures.values()
+        ]
+        for refusal in refusals[:-1]:
+            self._exclude(refusal)
+        raise refusals[-1]
+
+    def _post(self, sendings: Sequence[Sending]) -> None:
+        for head, message in sendings:
+            self._network.outbox.post(head, message)
+
+    async def _open_at(self, place: Candidate) -> ChainSession:
+        request = self._request
+        return await self._network.open_on(
+            Chain(place.hops), place.session, request.model, num_lanes=request.num_lanes, max_tokens=request.max_tokens
+        )
+
+
+def _new_id() -> SessionId:
+    return SessionId(secrets.token_bytes(16))

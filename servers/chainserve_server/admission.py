@@ -1,0 +1,31 @@
+"""Which places a head has to give: what the plan says of the chains that begin at it."""
+
+from chainserve.planning.dispatch import patience
+from chainserve.protocol.places import HeadChain
+from chainserve.swarm.plans import SwarmPlan
+from chainserve.types import PeerId
+
+
+def head_chains(plan: SwarmPlan, me: PeerId) -> list[HeadChain]:
+    """The plan's chains with their head at `me`, with room for as many tokens as the plan counts slots.
+
+    A slow chain is patient, as `JoinPatiently` is: it waits for a queue that is long enough, or at most for the time
+    that it is slower than the fastest.
+    """
+    if not plan.chains:
+        return []
+    rates = [chain.rate for chain in plan.chains]
+    capacities = [chain.capacity for chain in plan.chains]
+    queues = patience(rates, capacities, arrival_rate=plan.inputs.arrival_rate)
+    fastest_s = min(chain.service_s for chain in plan.chains)
+    return [
+        HeadChain(
+            hops=chain.chain.hops,
+            capacity_tokens=chain.capacity * plan.inputs.slot_tokens,
+            service_s=chain.service_s,
+            patience=queue,
+            patience_s=chain.service_s - fastest_s,
+        )
+        for chain, queue in zip(plan.chains, queues, strict=True)
+        if chain.chain.head == me
+    ]
