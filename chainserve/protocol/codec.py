@@ -34,6 +34,7 @@ from chainserve.protocol.messages import (
     Probe,
     Queued,
     Reorder,
+    Stalled,
     Step,
     WireTensor,
 )
@@ -50,7 +51,7 @@ _ZEROS = bytes(_ALIGNMENT)
 _FAILURE_CODES = {str(code): code for code in FailureCode}
 
 _OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED, _PLAN_REQUEST, _PLAN_BODY = range(1, 9)
-_ADMIT, _ADMITTED, _QUEUED, _LEAVING = range(9, 13)
+_ADMIT, _ADMITTED, _QUEUED, _LEAVING, _STALLED = range(9, 14)
 _BEAT, _PROBE = 16, 17  # kinds from 16 on are the links' own
 
 Frame = Message | Beat | Probe
@@ -105,6 +106,8 @@ def encode(message: Frame) -> bytes:
             kind, fields = _CLOSE, (session,)
         case Failed(session, peer, code, detail):
             kind, fields = _FAILED, (session, peer, code, detail[:DETAIL_CHARS])
+        case Stalled(session, sequence):
+            kind, fields = _STALLED, (session, sequence)
         case Leaving(session, peer):
             kind, fields = _LEAVING, (session, peer)
         case PlanRequest(digest):
@@ -204,6 +207,11 @@ def _parse_queued(fields: tuple[object, ...], payload: memoryview, limits: Limit
     )
 
 
+def _parse_stalled(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Stalled:
+    session, sequence = _take(2, fields, payload)
+    return Stalled(_session(session), _integer(sequence, "sequence", low=0, high=limits.max_sequence))
+
+
 def _parse_leaving(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Leaving:
     session, peer = _take(2, fields, payload)
     return Leaving(_session(session), PeerId(_name(peer, "peer", limits)))
@@ -294,6 +302,7 @@ _PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Frame]] =
     _ADMITTED: _parse_admitted,
     _QUEUED: _parse_queued,
     _LEAVING: _parse_leaving,
+    _STALLED: _parse_stalled,
     _ACTIVATIONS: _parse_activations,
     _REORDER: _parse_reorder,
     _CLOSE: _parse_close,

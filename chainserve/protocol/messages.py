@@ -2,7 +2,7 @@
 
 A session runs over a chain of servers: the client sends to the head, every server to the next one, the tail
 back to the client. First the client asks heads for a place: `Admit`, answered by `Admitted`, `Queued` (and `Admitted`
-later) or `Failed`. `Open`, `Activations`, `Reorder` and `Close` travel down the chain in that order of sending;
+later) or `Failed`. `Open`, `Activations`, `Reorder`, `Stalled` and `Close` travel down the chain in order of sending;
 `Opened` and outputs go from the tail to the client; `Failed` travels both ways from where the fault was seen, `Leaving`
 up to the client. `PlanRequest` and `PlanBody` belong to no session.
 """
@@ -136,6 +136,7 @@ class FailureCode(StrEnum):
     STALE_PLAN = "stale-plan"  # the head knows no such chain: one of the two follows an older plan
     TOO_LONG = "too-long"  # for any place on the chain
     QUEUE_FULL = "queue-full"  # too many wait, or too many of this client
+    STALLED = "stalled"  # a step takes far longer than was predicted
     ABANDONED = "abandoned"  # the client did not go on
     NO_PLACE = "no-place"  # opened without having been admitted, or too late
 
@@ -148,6 +149,14 @@ class Failed:
     peer: PeerId
     code: FailureCode
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """The outputs of the step with this sequence number are late: whoever has it still says `Failed`."""
+
+    session: SessionId
+    sequence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +192,7 @@ Message = (
     | Reorder
     | Close
     | Failed
+    | Stalled
     | Leaving
     | PlanRequest
     | PlanBody

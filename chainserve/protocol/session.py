@@ -19,6 +19,7 @@ from chainserve.protocol.messages import (
     Open,
     Opened,
     Reorder,
+    Stalled,
     Step,
     WireTensor,
 )
@@ -106,6 +107,10 @@ class ClientSession:
         if self._awaited:
             self.phase = Phase.STEPPING
         return list(_pack(chunks, chunk_tokens))
+
+    def stalled(self) -> Stalled:
+        """The message that asks who holds up the last step."""
+        return Stalled(self.id, self._sequence - 1)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget lane i's positions at or after lengths[i]; the next step tells the servers."""

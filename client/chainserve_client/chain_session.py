@@ -16,16 +16,30 @@ CHUNK_TOKENS = 512
 OPEN_TIMEOUT_PER_HOP_S = 10.0
 """Longer than a server tries to reach the next, so that who is named is the one that could not be reached."""
 STEP_TIMEOUT_S = 600.0
-"""Lost servers are noticed by their neighbours within seconds; this is for a chain that just never answers."""
+"""For a step on servers of which nothing is known. Lost ones are noticed by their neighbours within seconds."""
+SLACK_S, SLACK = 5.0, 10.0
+"""A step is late this long after this many times what was predicted: others' prompts may be in its way."""
+BLAME_S = 10.0
+"""So long the servers have to say who holds up a step: longer than it takes to find one of them silent."""
 
 SendToHead = Callable[[Message], Awaitable[None]]
+Predict = Callable[[int], float]
+"""Seconds of a step of so many tokens."""
 
 
 class ChainSession:
     """Drives one `ClientSession` over the link to its head. Use one caller at a time."""
 
-    def __init__(self, state: ClientSession, *, send: SendToHead, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        state: ClientSession,
+        *,
+        send: SendToHead,
+        on_close: Callable[[], None],
+        predict: Predict | None = None,  # None: nothing is known of the servers
+    ) -> None:
         self.state = state
+        self._predict = predict
         self._send = send
         self._on_close = on_close
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
@@ -69,16 +83,21 @@ class ChainSession:
             rows = hidden[first.first : last.first + last.step.num_tokens]
             await self._send(Activations(tuple(chunk.step for chunk in chunks), to_wire(rows)))
         outputs: list[list[torch.Tensor]] = [[] for _ in num_tokens]
+
+        async def receive() -> None:
+            while self.state.phase is Phase.STEPPING:
+                for output in self.state.receive(await self._inbox.get()):
+                    rows = from_wire(output.tensor, dtype=hidden.dtype, device=hidden.device)
+                    outputs[output.lane].append(rows)
+
+        timeout_s = STEP_TIMEOUT_S
+        if self._predict is not None:
+            timeout_s = min(timeout_s, SLACK_S + SLACK * self._predict(len(hidden)))
         try:
-            async with asyncio.timeout(STEP_TIMEOUT_S):
-                while self.state.phase is Phase.STEPPING:
-                    for output in self.state.receive(await self._inbox.get()):
-                        rows = from_wire(output.tensor, dtype=hidden.dtype, device=hidden.device)
-                        outputs[output.lane].append(rows)
+            async with asyncio.timeout(timeout_s):
+                await receive()
         except TimeoutError:
-            late = f"no output within {STEP_TIMEOUT_S:.0f} s"
-            self.state.receive(Failed(self.state.id, self.chain.tail, FailureCode.PEER_LOST, late))
-            await self._send(Close(self.state.id))
+            await self._find_the_late(receive, f"no output within {timeout_s:.1f} s")
         self._raise_if_lost()
         empty = hidden[:0]
         return [torch.cat(parts) if parts else empty for parts in outputs]
@@ -94,6 +113,16 @@ class ChainSession:
         if message is not None:
             self.deliver(message)  # wakes a step that still waits
             await self._send(message)
+
+    async def _find_the_late(self, receive: Callable[[], Awaitable[None]], detail: str) -> None:
+        """Ask the chain who holds up the step, which ends the session; if nobody says, it is the head's fault."""
+        await self._send(self.state.stalled())
+        try:
+            async with asyncio.timeout(BLAME_S):
+                await receive()
+        except TimeoutError:
+            self.state.receive(Failed(self.state.id, self.chain.head, FailureCode.STALLED, detail))
+            await self._send(Close(self.state.id))
 
     def _raise_if_lost(self) -> None:
         if failure := self.state.failure:

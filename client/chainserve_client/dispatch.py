@@ -45,6 +45,15 @@ def planned_chains(
     return sorted(filter(is_possible, plan.chains), key=service_s)
 
 
+def step_predictor(plan: SwarmPlan, chain: Chain) -> Callable[[int], float] | None:
+    """Seconds of a step of so many tokens on a chain, by the plan's figures; None if they are not known of a server."""
+    times = {server.peer: server.times for server in plan.inputs.servers}
+    if any(hop.peer not in times for hop in chain.hops):
+        return None
+    hop_s = {pair: way.hop_s for pair, way in plan.inputs.ways.items()}
+    return lambda num_tokens: predict(chain, times, input_tokens=num_tokens, pair_hop_s=hop_s).first_token_s
+
+
 def choose_chain(servers: Sequence[Announcement], *, num_blocks: int, num_tokens: int) -> Chain:
     """The chain with the fewest hops over servers whose caches can hold `num_tokens`, those free now first.
 

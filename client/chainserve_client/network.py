@@ -27,7 +27,7 @@ from chainserve.transport.exchange import PlanExchange
 from chainserve.transport.links import Links
 from chainserve.transport.outbox import Outbox
 from chainserve.types import Chain, PeerId, SessionId
-from chainserve_client.chain_session import ChainSession
+from chainserve_client.chain_session import ChainSession, Predict
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,14 @@ class Network:
         return self._clock() < until_s and started_at in (None, server.started_at)
 
     async def open_on(
-        self, chain: Chain, session_id: SessionId, model: ModelInSwarm, *, num_lanes: int, max_tokens: int
+        self,
+        chain: Chain,
+        session_id: SessionId,
+        model: ModelInSwarm,
+        *,
+        num_lanes: int,
+        max_tokens: int,
+        predict: Predict | None = None,
     ) -> ChainSession:
         """Open a session on this chain; LinkLostError and SessionRefusedError name the server that did not take it."""
         state = ClientSession(
@@ -145,7 +152,7 @@ class Network:
         def forget() -> None:
             self._sessions.pop(session_id, None)
 
-        session = ChainSession(state, send=send, on_close=forget)
+        session = ChainSession(state, send=send, on_close=forget, predict=predict)
         self._sessions[session_id] = session
         async with AsyncExitStack() as undo:
             undo.push_async_callback(session.close)

@@ -23,7 +23,7 @@ from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import Announcement
 from chainserve.types import Chain, PeerId, SessionId
 from chainserve_client.chain_session import ChainSession
-from chainserve_client.dispatch import choose_chain, planned_chains
+from chainserve_client.dispatch import choose_chain, planned_chains, step_predictor
 from chainserve_client.network import ModelInSwarm, Network
 from chainserve_client.parameters import TIMEOUT_S
 from chainserve_client.session import Session
@@ -212,9 +212,15 @@ class Opening:
             self._network.outbox.post(head, message)
 
     async def _open_at(self, place: Candidate) -> ChainSession:
-        request = self._request
+        request, chain = self._request, Chain(place.hops)
+        plan = await self._network.plan_in_view(request.model.digest)
         return await self._network.open_on(
-            Chain(place.hops), place.session, request.model, num_lanes=request.num_lanes, max_tokens=request.max_tokens
+            chain,
+            place.session,
+            request.model,
+            num_lanes=request.num_lanes,
+            max_tokens=request.max_tokens,
+            predict=step_predictor(plan, chain) if plan is not None else None,
         )
 
 

@@ -2,6 +2,7 @@
 
 from chainserve.planning.dispatch import patience
 from chainserve.protocol.places import HeadChain
+from chainserve.swarm.inputs import DEFAULT_DEMAND
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.types import PeerId
 
@@ -10,20 +11,23 @@ def head_chains(plan: SwarmPlan, me: PeerId) -> list[HeadChain]:
     """The plan's chains with their head at `me`, with room for as many tokens as the plan counts slots.
 
     A slow chain is patient, as `JoinPatiently` is: it waits for a queue that is long enough, or at most for the time
-    that it is slower than the fastest.
+    that it is slower than the fastest. Not while the load is assumed only: short requests would wait in vain.
     """
     if not plan.chains:
         return []
+    inputs = plan.inputs
+    assumed = DEFAULT_DEMAND.arrival_rate, DEFAULT_DEMAND.input_tokens, DEFAULT_DEMAND.output_tokens
+    is_assumed = (inputs.arrival_rate, inputs.input_tokens, inputs.output_tokens) == assumed
     rates = [chain.rate for chain in plan.chains]
     capacities = [chain.capacity for chain in plan.chains]
-    queues = patience(rates, capacities, arrival_rate=plan.inputs.arrival_rate)
+    queues = patience(rates, capacities, arrival_rate=inputs.arrival_rate)
     fastest_s = min(chain.service_s for chain in plan.chains)
     return [
         HeadChain(
             hops=chain.chain.hops,
-            capacity_tokens=chain.capacity * plan.inputs.slot_tokens,
+            capacity_tokens=chain.capacity * inputs.slot_tokens,
             service_s=chain.service_s,
-            patience=queue,
+            patience=0.0 if is_assumed else queue,
             patience_s=chain.service_s - fastest_s,
         )
         for chain, queue in zip(plan.chains, queues, strict=True)

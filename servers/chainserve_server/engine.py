@@ -40,11 +40,22 @@ class Work:
     is_tail: bool
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reordering:
+    """A reordering that waits for its turn, and then goes on to `receiver`, behind the outputs of steps before it."""
+
+    message: Reorder
+    receiver: PeerId | None  # None: from the tail it goes nowhere
+
+
+Item = Work | Reordering
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one iteration runs: first the reorderings, then the steps in one packed forward."""
 
-    reorders: list[Reorder]
+    reorders: list[Reordering]
     works: list[Work]
 
     def __bool__(self) -> bool:
@@ -65,12 +76,12 @@ class Forward:
 class Outcome:
     """What an iteration gave: messages to pass on, and sessions that cannot go on."""
 
-    messages: list[tuple[PeerId, Activations]]
+    messages: list[tuple[PeerId, Activations | Reorder]]
     failures: list[tuple[SessionId, FailureCode, str]]
     forwards: list[Forward] = field(default_factory=list)
 
 
-Emit = Callable[[PeerId, Activations], None]
+Emit = Callable[[PeerId, Activations | Reorder], None]
 Fail = Callable[[SessionId, FailureCode, str], None]
 Observe = Callable[[Forward], None]
 
@@ -94,15 +105,15 @@ class Engine:
         self._emit = emit
         self._fail = fail
         self._observe = observe
-        self._queues: dict[SessionId, deque[Work | Reorder]] = {}
+        self._queues: dict[SessionId, deque[Item]] = {}
         self._released: list[SessionId] = []
         self._changes: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
-    def add(self, item: Work | Reorder) -> None:
+    def add(self, item: Item) -> None:
         """Queue a step or a reordering behind what the session has queued already."""
-        session = item.session if isinstance(item, Reorder) else item.step.session
+        session = item.message.session if isinstance(item, Reordering) else item.step.session
         self._queues.setdefault(session, deque()).append(item)
         self._wake.set()
 
@@ -172,9 +183,9 @@ class Engine:
 
     def _take_batch(self) -> "Batch":
         """Remove from the queues what the next iteration runs."""
-        reorders: list[Reorder] = []
+        reorders: list[Reordering] = []
         for queue in self._queues.values():
-            while queue and isinstance(queue[0], Reorder):
+            while queue and isinstance(queue[0], Reordering):
                 reorders.append(queue[0])
                 queue.popleft()
         works = choose_batch(self._queues, max_tokens=self._max_batch_tokens)
@@ -184,27 +195,31 @@ class Engine:
         return Batch(reorders, works)
 
 
-def leading_work(queue: Iterable[Work | Reorder]) -> list[Work]:
+def leading_work(queue: Iterable[Item]) -> list[Work]:
     """The session's steps that can run now: up to a reordering, or a second step of the same lane."""
     ready: dict[int, Work] = {}
     for item in queue:
-        if isinstance(item, Reorder) or item.step.lane in ready:
+        if isinstance(item, Reordering) or item.step.lane in ready:
             break
         ready[item.step.lane] = item
     return list(ready.values())
 
 
-def choose_batch(queues: Mapping[SessionId, Iterable[Work | Reorder]], *, max_tokens: int) -> list[Work]:
+def choose_batch(queues: Mapping[SessionId, Iterable[Item]], *, max_tokens: int) -> list[Work]:
     """Choose what to run next: short steps first, so that decoding never waits behind long prompts.
 
-    At most `max_tokens` tokens, or one step if that alone is longer. Steps over the same blocks come together.
+    At most `max_tokens` tokens, or one step if that alone is longer. Steps over the same blocks come together, those of
+    one session in its order: none overtakes a longer one.
     """
-    ready = sorted(
-        (work for queue in queues.values() for work in leading_work(queue)), key=lambda work: work.step.num_tokens
-    )
+    ready: list[tuple[int, Work]] = []
+    for queue in queues.values():
+        longest = 0
+        for work in leading_work(queue):
+            longest = max(longest, work.step.num_tokens)
+            ready.append((longest, work))
     batch: list[Work] = []
     num_tokens = 0
-    for work in ready:
+    for _, work in sorted(ready, key=lambda pair: pair[0]):
         num_tokens += work.step.num_tokens
         if batch and num_tokens > max_tokens:
             break
@@ -217,9 +232,12 @@ def run_batch(runner: Runner, batch: Batch) -> Outcome:
     outcome = Outcome([], [])
     for reorder in batch.reorders:
         try:
-            runner.cache.reorder(reorder.session, reorder.sources)
+            runner.cache.reorder(reorder.message.session, reorder.message.sources)
         except StepError as error:
             outcome.failures.append((SessionId(error.session), FailureCode.BAD_MESSAGE, str(error)))
+        else:
+            if reorder.receiver is not None:
+                outcome.messages.append((reorder.receiver, reorder.message))
     for span, same_span in groupby(batch.works, key=lambda work: work.span):
         works = list(same_span)
         while works:

@@ -122,7 +122,7 @@ class Server:
         self.engine = Engine(
             KVCache(None, budget_tokens=0),
             max_batch_tokens=config.max_batch_tokens,
-            emit=self.outbox.post,
+            emit=lambda peer, message: self.sessions.emit(peer, message),
             fail=lambda session, code, detail: self.sessions.fail(session, code, detail),
             observe=self._checks.observe,
         )

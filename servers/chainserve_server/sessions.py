@@ -25,12 +25,13 @@ from chainserve.protocol.messages import (
     Open,
     Opened,
     Reorder,
+    Stalled,
     Step,
 )
 from chainserve.protocol.places import Answer, HeadChain, Places
 from chainserve.protocol.session import rows_of
 from chainserve.types import PeerId, SessionId, Span
-from chainserve_server.engine import Engine, Work
+from chainserve_server.engine import Engine, Reordering, Work
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class ServerSession:
     max_tokens: int
     active_s: float  # when its last message came
     next_sequence: int = 0  # of its next step or reordering
+    num_done: int = 0  # steps whose outputs have gone on
 
 
 class Sessions:
@@ -112,12 +114,22 @@ class Sessions:
                 self._handle_reorder(peer, message)
             case Close():
                 self._handle_close(peer, message)
+            case Stalled():
+                self._handle_stalled(peer, message)
             case Leaving():
                 session = self._open.get(message.session)
                 if session is not None and session.next == peer and not session.is_tail:
                     self._post(session.previous, message)
             case _:
                 self.counts["stray"] += 1
+
+    def emit(self, receiver: PeerId, message: Activations | Reorder) -> None:
+        """Pass on what the engine has done."""
+        if isinstance(message, Activations):
+            for step in message.steps:
+                if session := self._open.get(step.session):
+                    session.num_done = step.sequence + 1
+        self._post(receiver, message)
 
     def fail(self, session_id: SessionId, code: FailureCode, detail: str, *, peer: PeerId | None = None) -> None:
         """End a session and tell both neighbours; `peer` is who is at fault, if not we."""
@@ -311,9 +323,17 @@ class Sessions:
             lanes = f"reordering {message.sources} of {session.num_lanes} lanes"
             self.fail(message.session, FailureCode.BAD_MESSAGE, lanes)
             return
-        self._engine.add(message)
-        if not session.is_tail:
+        self._engine.add(Reordering(message, None if session.is_tail else session.next))
+
+    def _handle_stalled(self, peer: PeerId, message: Stalled) -> None:
+        session = self._open.get(message.session)
+        if session is None or session.previous != peer:
+            self.counts["stray"] += 1
+        elif session.num_done > message.sequence and not session.is_tail:
             self._post(session.next, message)
+        else:
+            done = "not done" if session.num_done <= message.sequence else "done, but its outputs did not arrive"
+            self.fail(message.session, FailureCode.STALLED, f"step {message.sequence} is late and {done}")
 
     def _handle_failed(self, peer: PeerId, message: Failed) -> None:
         session = self._open.get(message.session)

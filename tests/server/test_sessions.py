@@ -208,11 +208,12 @@ def test_closing_frees_the_cache_and_goes_down_the_chain() -> None:
     assert tail.sent == []
 
 
-def test_a_reordering_is_queued_and_goes_down_the_chain() -> None:
-    server = opened(B)
-    server.sessions.handle(A, Reorder(ID, (1, 1)))
-    assert server.queued == [Reorder(ID, (1, 1))]
-    assert server.sent == [(C, Reorder(ID, (1, 1)))]
+@pytest.mark.parametrize(("me", "receiver"), [(B, C), (C, None)])
+def test_a_reordering_is_queued_on_its_way_down_the_chain(me: PeerId, receiver: PeerId | None) -> None:
+    server = opened(me)
+    server.sessions.handle(before(me), Reorder(ID, (1, 1)))
+    assert [(item.message, item.receiver) for item in server.queued] == [(Reorder(ID, (1, 1)), receiver)]
+    assert server.sent == []
 
 
 @pytest.mark.parametrize("sources", [(0,), (0, 1, 1), (0, 2)])
