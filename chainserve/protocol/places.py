@@ -23,6 +23,11 @@ SMOOTHING = 0.2
 LOST_S = 5.0
 """So long nobody is admitted to chains over a server that was lost; the planner needs about as long."""
 
+LAPSED_S = 60.0
+"""So long a session that did not take up its offer is known as refused: its client's `Open` may be under way still."""
+
+NOT_TAKEN = "the place was not taken up in time"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceLimits:
@@ -83,7 +88,7 @@ class Places:
         self._num_held: Counter[PeerId] = Counter()  # places offered or taken, by client
         self._num_waiting: Counter[PeerId] = Counter()
         self._lost_until_s: dict[PeerId, float] = {}
-        self._lapsed_s: dict[SessionId, float] = {}  # offers that were not taken up in time, and since when
+        self._lapsed_s: dict[SessionId, float] = {}  # offers that were not taken up, and since when
         self.epoch = 0
 
     @property
@@ -127,6 +132,8 @@ class Places:
             if (known.client, known.chain.facts.hops, known.num_tokens) != (client, message.hops, message.num_tokens):
                 return refuse(FailureCode.BAD_MESSAGE, "another place is known by this id")
             return [self._answer(known, now_s)]
+        if message.session in self._lapsed_s:
+            return refuse(FailureCode.NO_PLACE, NOT_TAKEN)
         chain = self._chains.get(message.hops)
         if chain is None:
             return refuse(
@@ -139,7 +146,7 @@ class Places:
         place = _Place(message.session, client, chain, message.num_tokens, asked_s=now_s)
         self._places[place.session] = chain.waiting[place.session] = place
         self._num_waiting[client] += 1
-        answers = self._serve(now_s, chains=[chain])
+        answers = self._serve(now_s)
         if place.stage is Stage.OFFERED:
             return answers
         limits = self._limits
@@ -160,8 +167,8 @@ class Places:
                 return "the place is not for this session"
             if place.stage is not Stage.OFFERED:
                 return f"the place is {place.stage.name.lower()}"
-        elif session in self._lapsed_s:  # its client has been told that it is refused, and will not close it
-            return "the place was not taken up in time"
+        elif session in self._lapsed_s:  # its client has been told that it is refused, and would never close it
+            return NOT_TAKEN
         elif (chain := self._chains.get(hops)) is not None:
             has_room = chain.used_tokens + num_tokens <= chain.facts.capacity_tokens
             if chain.waiting or not has_room or self._num_held[client] >= self._limits.max_places_of_client:
@@ -202,16 +209,14 @@ class Places:
 
     def tick(self, now_s: float) -> list[Answer]:
         """Pass on offers whose lease is over, and give chains that are slow to those whose patience is over."""
-        lease_s = self._limits.lease_s
         late = [
             place
             for place in self._places.values()
-            if place.stage is Stage.OFFERED and now_s >= place.since_s + lease_s
+            if place.stage is Stage.OFFERED and now_s >= place.since_s + self._limits.lease_s
         ]
-        self._lapsed_s = {session: at_s for session, at_s in self._lapsed_s.items() if now_s < at_s + lease_s}
+        self._lapsed_s = {session: at_s for session, at_s in self._lapsed_s.items() if now_s < at_s + LAPSED_S}
         self._lapsed_s |= {place.session: now_s for place in late}
-        reason = "the place was not taken up in time"
-        answers = [self._reject(place, self._me, FailureCode.NO_PLACE, reason) for place in late]
+        answers = [self._reject(place, self._me, FailureCode.NO_PLACE, NOT_TAKEN) for place in late]
         return answers + self._serve(now_s)
 
     def check(self) -> None:
@@ -236,15 +241,14 @@ class Places:
             return place if has_room and not is_patient else None
         return None
 
-    def _serve(self, now_s: float, *, chains: Iterable[_Chain] | None = None) -> list[Answer]:
-        """Offer what room there is: on all chains, as whoever holds a place less on one may take one on another."""
+    def _serve(self, now_s: float) -> list[Answer]:
+        """Offer what room there is. Each offer may bring its client to its limit, and so others to their turn."""
         answers = []
-        for chain in self._chains.values() if chains is None else chains:
-            while (place := self._next(chain, now_s)) is not None:
-                self._leave_queue(place)
-                self._hold(place)
-                place.stage, place.since_s = Stage.OFFERED, now_s
-                answers.append(self._answer(place, now_s))
+        while place := next(filter(None, (self._next(chain, now_s) for chain in self._chains.values())), None):
+            self._leave_queue(place)
+            self._hold(place)
+            place.stage, place.since_s = Stage.OFFERED, now_s
+            answers.append(self._answer(place, now_s))
         return answers
 
     def _hold(self, place: _Place) -> None:

@@ -2,10 +2,15 @@
 
 Join the fastest free chain (Sun et al. 2026, Alg. 3) without a centre: the fastest chain is asked first. If it is full,
 all others are asked at once, and the fastest that has a place is taken as soon as all faster ones have answered. If
-none has, the search has left a ticket at each, and the first offer wins. All other tickets are withdrawn then. As each
-head serves in order of arrival, tickets at all heads come to one queue, up to the time that messages take.
+none has, the search has left a ticket at each. It keeps a few, where there is the least to wait; the first offer wins,
+and the other tickets are withdrawn. As each head serves in order of arrival, this comes close to one queue.
+
+Tickets at all heads would be one queue if messages took no time. But then all heads offer their free places to the same
+request, the first in each of their queues, and again to the next one when it has withdrawn: however many chains there
+are, a round trip starts about one request.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +19,10 @@ from enum import Enum, auto
 from chainserve.protocol.messages import Admit, Admitted, Close, Failed, FailureCode, Message, Queued
 from chainserve.types import Hop, PeerId, SessionId
 
-MAX_TICKETS = 16
-"""Chains that one request waits for; of more chains a sample is asked."""
+MAX_ASKED = 16
+"""Chains that one request asks for a place; of more chains a sample."""
+MAX_TICKETS = 4
+"""Chains that it waits for if none of them has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +56,17 @@ class PlaceSearch:
         epoch: int,
         num_tokens: int,
         rng: random.Random,
+        max_asked: int = MAX_ASKED,
         max_tickets: int = MAX_TICKETS,
     ) -> None:
         """`candidates` come fastest first, as they are predicted for this request."""
         first, others = candidates[:1], list(candidates[1:])
-        if len(others) >= max_tickets:
-            others = [others[index] for index in sorted(rng.sample(range(len(others)), max_tickets - 1))]
+        if len(others) >= max_asked:
+            others = [others[index] for index in sorted(rng.sample(range(len(others)), max_asked - 1))]
         self._candidates = {candidate.session: candidate for candidate in [*first, *others]}  # fastest first
         self._epoch = epoch
         self._num_tokens = num_tokens
+        self._max_tickets = max_tickets
         self._unasked = list(self._candidates.values())
         self._answers: dict[SessionId, _Answer] = {}  # of those that were asked and did not fail
         self._waits: dict[SessionId, Queued] = {}
@@ -67,12 +76,12 @@ class PlaceSearch:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """Those that are asked."""
+        """Those that are asked, unless a faster one has a place."""
         return list(self._candidates.values())
 
     @property
     def has_failed(self) -> bool:
-        """Whether every head refused."""
+        """Whether every head refused that was asked and that the request still waited for."""
         return self.found is None and not self._unasked and not self._answers
 
     @property
@@ -115,7 +124,7 @@ class PlaceSearch:
     def give_up(self) -> list[Sending]:
         """Withdraw all tickets; nothing is found any more."""
         self._unasked = []
-        return self._withdraw(keep=None)
+        return self._withdraw(list(self._answers))
 
     def ask_again(self) -> list[Sending]:
         """Some time has passed: ask where the request waits how long it still has to, and look past silent heads."""
@@ -137,10 +146,18 @@ class PlaceSearch:
             if answer is _Answer.OFFERED:
                 self.found = self._candidates[session]
                 self._unasked = []
-                return self._withdraw(keep=session)
+                others = [other for other in self._answers if other != session]
+                del self._answers[session]
+                return self._withdraw(others)
             if answer is _Answer.AWAITED:
                 return []
-        return self._ask(len(self._unasked))
+        if self._unasked:
+            return self._ask(len(self._unasked))
+        by_wait = sorted(self._answers, key=self._wait_ms)  # of equals the fastest first
+        return self._withdraw(by_wait[self._max_tickets :])
+
+    def _wait_ms(self, session: SessionId) -> float:
+        return self._waits[session].wait_ms if session in self._waits else math.inf  # a silent head
 
     def _ask(self, count: int) -> list[Sending]:
         asked, self._unasked = self._unasked[:count], self._unasked[count:]
@@ -151,8 +168,8 @@ class PlaceSearch:
     def _asking(self, candidate: Candidate) -> Sending:
         return candidate.head, Admit(candidate.session, candidate.hops, self._epoch, self._num_tokens)
 
-    def _withdraw(self, *, keep: SessionId | None) -> list[Sending]:
-        given_up = [session for session in self._answers if session != keep]
-        self._answers.clear()
-        self._waits.clear()
-        return [(self._candidates[session].head, Close(session)) for session in given_up]
+    def _withdraw(self, sessions: Sequence[SessionId]) -> list[Sending]:
+        for session in sessions:
+            del self._answers[session]
+            self._waits.pop(session, None)
+        return [(self._candidates[session].head, Close(session)) for session in sessions]

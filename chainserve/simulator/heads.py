@@ -37,7 +37,7 @@ class Head:
         self._audit.compare(self._places)
 
     def follow(self, epoch: int, chains: Sequence[HeadChain], *, now_s: float) -> list[Answer]:
-        self._audit.capacities = {chain.hops: chain.capacity_tokens for chain in chains}
+        self._audit.chains = {chain.hops: chain for chain in chains}
         return self._seen(self._places.follow(epoch, chains, now_s=now_s))
 
     def admit(self, client: PeerId, message: Admit, *, now_s: float) -> list[Answer]:
@@ -103,7 +103,7 @@ class Audit:
 
     def __init__(self, limits: PlaceLimits) -> None:
         self._limits = limits
-        self.capacities: Mapping[Hops, int] = {}
+        self.chains: Mapping[Hops, HeadChain] = {}
         self._waiting: dict[SessionId, _Ticket] = {}  # in order of arrival
         self._held: dict[SessionId, _Ticket] = {}
 
@@ -122,7 +122,7 @@ class Audit:
             for ticket in self._waiting.values():
                 if ticket is given:
                     break
-                if ticket.hops == given.hops and self._num_held(ticket.client) < self._limits.max_places_of_client:
+                if ticket.hops == given.hops and self._is_below_limit(ticket.client):
                     raise InvariantError(request_of(session), "overtakes another's ticket")
             self._hold(session, self._waiting.pop(session))
         elif isinstance(message, Queued) and session not in self._waiting:
@@ -144,21 +144,30 @@ class Audit:
         self._held = {s: ticket for s, ticket in self._held.items() if ticket.client != client or ticket.is_open}
 
     def compare(self, places: Places) -> None:
-        """InvariantError if the head's own books say anything else."""
+        """InvariantError if the head's own books say anything else, or somebody waits though it is his turn."""
         places.check()
-        used = [places.used_tokens(hops) for hops in self.capacities]
-        if used != [self._used_tokens(hops) for hops in self.capacities] or places.num_held != len(self._held):
-            raise InvariantError(0, f"or another: {used} tokens are used, held are {list(self._held.values())}")
-        if places.num_waiting != len(self._waiting):
-            raise InvariantError(0, f"or another: {places.num_waiting} wait, not {len(self._waiting)}")
+        if (places.num_held, places.num_waiting) != (len(self._held), len(self._waiting)):
+            raise InvariantError(0, f"or another: {places.num_held} are held, not {len(self._held)}, or as to waiting")
+        for hops, chain in self.chains.items():
+            used_tokens = self._used_tokens(hops)
+            if places.used_tokens(hops) != used_tokens:
+                raise InvariantError(0, f"or another: {places.used_tokens(hops)} tokens are used, not {used_tokens}")
+            for session, ticket in self._waiting.items():
+                if ticket.hops == hops and self._is_below_limit(ticket.client):
+                    if used_tokens + ticket.num_tokens <= chain.capacity_tokens and chain.patience <= 0:
+                        raise InvariantError(request_of(session), "waits, though there is room for it")
+                    break
 
     def _hold(self, session: SessionId, ticket: _Ticket) -> None:
-        self._held[session] = ticket
-        if self._used_tokens(ticket.hops) > self.capacities.get(ticket.hops, 0):
+        capacity_tokens = self.chains[ticket.hops].capacity_tokens if ticket.hops in self.chains else 0
+        if self._used_tokens(ticket.hops) + ticket.num_tokens > capacity_tokens:
             raise InvariantError(request_of(session), "is given a place that there is not")
+        if not self._is_below_limit(ticket.client):
+            raise InvariantError(request_of(session), "is given a place, though its client has too many")
+        self._held[session] = ticket
 
-    def _num_held(self, client: PeerId) -> int:
-        return sum(ticket.client == client for ticket in self._held.values())
+    def _is_below_limit(self, client: PeerId) -> bool:
+        return sum(held.client == client for held in self._held.values()) < self._limits.max_places_of_client
 
     def _used_tokens(self, hops: Hops) -> int:
         return sum(ticket.num_tokens for ticket in self._held.values() if ticket.hops == hops)

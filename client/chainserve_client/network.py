@@ -179,14 +179,17 @@ class Network:
             return
         if isinstance(message, Failed) and message.code is FailureCode.PEER_LOST:
             self.suspect(message.peer)
+        if isinstance(message, PlaceAnswer):
+            head, answers = self._searches.get(message.session, (None, None))
+            if answers is not None and head == peer:
+                answers.put_nowait(message)
+            if not isinstance(message, Failed):
+                return  # of a place that was found meanwhile: its session has the same id
         ids = {step.session for step in message.steps} if isinstance(message, Activations) else {message.session}
         for session_id in ids:
             session = self._sessions.get(session_id)
             if session is not None and peer in (session.chain.head, session.chain.tail):
                 session.deliver(message)
-            head, answers = self._searches.get(session_id, (None, None))
-            if answers is not None and head == peer and isinstance(message, PlaceAnswer):
-                answers.put_nowait(message)
 
     def lost(self, peer: PeerId, reason: str) -> None:
         """The link to a server is gone: its sessions are over, and its places."""

@@ -17,7 +17,7 @@ from chainserve.errors import (
     SessionRefusedError,
 )
 from chainserve.planning.values import PlannedChain
-from chainserve.protocol.messages import FailureCode
+from chainserve.protocol.messages import Failed, FailureCode
 from chainserve.protocol.search import Candidate, PlaceSearch, Sending
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import Announcement
@@ -190,7 +190,10 @@ class Opening:
             while search.found is None and not search.has_failed:
                 try:
                     async with asyncio.timeout(ASK_AGAIN_S):
-                        self._post(search.receive(await answers.get()))
+                        answer = await answers.get()
+                    if isinstance(answer, Failed) and answer.code is FailureCode.PEER_LOST:
+                        self._post(search.lost(answer.peer, answer.detail))
+                    self._post(search.receive(answer))
                 except TimeoutError:
                     self._post(search.ask_again())
                 if search.wait_s is not None:

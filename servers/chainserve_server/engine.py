@@ -1,7 +1,7 @@
 """The batching loop: every iteration takes what is ready of all sessions and runs it in one packed forward.
 
-One thread owns the model. Between iterations the event loop owns the cache, so reserving and releasing need no
-locks.
+One thread owns the model. The event loop reserves and releases cache at any time: that is a change of the books. A
+session that is released while a forward runs keeps its memory until that has ended, before which no other can use any.
 """
 
 import asyncio
@@ -106,7 +106,6 @@ class Engine:
         self._fail = fail
         self._observe = observe
         self._queues: dict[SessionId, deque[Item]] = {}
-        self._released: list[SessionId] = []
         self._changes: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
@@ -118,10 +117,9 @@ class Engine:
         self._wake.set()
 
     def release(self, session: SessionId) -> None:
-        """Forget the session's work and free its cache before the next iteration."""
+        """Forget the session's work and free its cache: the books at once, the memory before the next iteration."""
         self._queues.pop(session, None)
-        self._released.append(session)
-        self._wake.set()
+        self.cache.release(session)
 
     async def between_iterations(self, change: Callable[[], None]) -> None:
         """Run `change` while no forward is under way and what was released is free: for another runner or cache.
@@ -139,7 +137,7 @@ class Engine:
         try:
             while True:
                 self._wake.clear()
-                self._release_and_change()
+                self._change()
                 batch = self._take_batch()
                 if not batch:
                     await self._wake.wait()
@@ -160,11 +158,8 @@ class Engine:
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _release_and_change(self) -> None:
+    def _change(self) -> None:
         """Do what had to wait for the forward to end. In a frame of its own, which keeps nothing of it alive."""
-        for session in self._released:
-            self.cache.release(session)
-        self._released.clear()
         changes, self._changes = self._changes, []
         for change, done in changes:
             if done.done():  # whoever asked for it has given up

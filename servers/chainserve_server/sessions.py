@@ -190,8 +190,6 @@ class Sessions:
             refusal = FailureCode.NOT_SERVING, self.closed_because
         elif self.span is None or not self.span.covers(span):
             refusal = FailureCode.NOT_HELD, f"holds blocks {self.span or 'none'}, not {span}"
-        elif message.session in self._open:
-            refusal = FailureCode.BAD_MESSAGE, "this session is open already"
         else:
             self._answer(self.places.admit(peer, message, now_s=self._clock()))
             return
@@ -347,12 +345,12 @@ class Sessions:
 
     def _forget(self, session_id: SessionId) -> None:
         session = self._open.pop(session_id)
+        self._engine.release(session_id)
         if session.is_head:
             self._answer(self.places.end(session.client, session_id, now_s=self._clock()))
         num_in, num_out = self._head_tokens.pop(session_id, (0, 0))
         if num_out:
             self._on_served(num_in, num_out)
-        self._engine.release(session_id)
         self._on_change()
 
     def _answer(self, answers: Iterable[Answer]) -> None:

@@ -7,7 +7,7 @@ import torch
 from served_in_memory import HIDDEN, MODEL, MemorySwarmOfServers, served, until, whole_model
 
 from chainserve.errors import NoPlaceError, PromptTooLongError, SessionLostError
-from chainserve.protocol.messages import Activations, FailureCode
+from chainserve.protocol.messages import Activations, Admitted, FailureCode, Queued
 from chainserve.types import Span
 from chainserve_client import chain_session, opening
 from chainserve_client.network import Network
@@ -207,6 +207,18 @@ async def test_what_is_longer_than_any_place_goes_where_the_caches_have_room() -
         assert session.chain.num_blocks == 8
         with pytest.raises(PromptTooLongError, match="at most 5000"):
             await open_session(network, request(max_tokens=5001))
+
+
+async def test_an_answer_about_a_place_that_comes_late_does_not_disturb_its_session() -> None:
+    async with served(PAIRS) as swarm:
+        swarm.plan(("ab", 1, 1.0))
+        network = await swarm.client()
+        driver = Driver(await open_session(network, request(max_tokens=2048)))
+        session_id = driver.session._current.state.id
+        for answer in (Queued(session_id, 0, 100), Admitted(session_id, 0)):
+            network.handle(swarm.servers["a"].peer, answer)
+        await driver.step(2)
+        assert driver.session.num_recoveries == 0
 
 
 async def test_a_client_that_is_gone_holds_no_places() -> None:

@@ -41,7 +41,7 @@ from chainserve.swarm.records import ServerState
 from chainserve.types import Hop, PeerId, SessionId, Span
 from chainserve_server import blocks as blocks_module
 from chainserve_server.blocks import Blocks
-from chainserve_server.engine import Engine
+from chainserve_server.engine import Batch, Engine, Outcome
 from chainserve_server.prepare import Prepared
 from chainserve_server.sessions import Sessions
 
@@ -113,6 +113,17 @@ class Server:
         """Loading waits for it."""
         self.gate.set()
         self.broken: list[AssertionError] = []
+        self.is_running = False
+        run_batch = self.engine._run_batch
+
+        def watched(batch: Batch) -> Outcome:
+            self.is_running = True
+            try:
+                return run_batch(batch)
+            finally:
+                self.is_running = False
+
+        self.engine._run_batch = watched  # type: ignore[method-assign]
         self.buffers: list[weakref.ref[Tensor]] = []
         self._weights: list[tuple[int, weakref.ref[Tensor]]] = []
         self._reference = reference
@@ -136,7 +147,10 @@ class Server:
         assert used_bytes <= self.prepared.memory_bytes, (used_bytes, self.prepared.memory_bytes)
         weights = bytes_of(weight for _, weight in list(self._weights))
         assert weights + coming_bytes <= self.blocks.weight_bytes, (self.in_memory, self.blocks.weight_bytes)
-        assert bytes_of(list(self.buffers)) <= cache.reserved * TOKEN_BYTES
+        is_running = self.is_running  # before what it may still hold
+        buffers = bytes_of(list(self.buffers))
+        assert weights + coming_bytes + ACTIVATION_BYTES + buffers <= self.prepared.memory_bytes
+        assert is_running or buffers <= cache.reserved * TOKEN_BYTES  # a forward keeps what is released meanwhile
 
     def tick(self) -> None:
         try:
