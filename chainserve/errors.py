@@ -158,7 +158,14 @@ class SessionRefusedError(PeerError):
 
 
 class SessionLostError(PeerError):
-    """A session ended before its request did, because a server on its chain went away or failed."""
+    """A session ended before its request did, because a server on its chain went away or failed.
+
+    `code` is the reason as one word of a small fixed set.
+    """
+
+    def __init__(self, peer: str, reason: str, *, code: str = "") -> None:
+        super().__init__(peer, reason)
+        self.code = code
 
 
 class RequestLostError(SessionLostError):

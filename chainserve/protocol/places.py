@@ -20,8 +20,8 @@ Answer = tuple[PeerId, Message]
 SMOOTHING = 0.2
 """Weight of the last session in the mean time that sessions hold their places."""
 
-LOST_S = 5.0
-"""So long nobody is admitted to chains over a server that was lost; the planner needs about as long."""
+LOST_S = 1.0
+"""So long nobody is admitted to chains over a server that was lost: whoever asks looks elsewhere first."""
 
 LAPSED_S = 60.0
 """So long a session that did not take up its offer is known as refused: its client's `Open` may be under way still."""

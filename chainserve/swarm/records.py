@@ -21,7 +21,7 @@ from chainserve.swarm.identity import Identity, peer_id_of, verify
 from chainserve.swarm.offers import MAX_BYTES, Offer
 from chainserve.types import PeerId, Span
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_RECORD_BYTES = 16 * 1024
 MAX_LEASE_S = 3600.0  # a record that claims to live longer comes from a wrong clock
 MAX_BLOCKS = 10_000
@@ -72,6 +72,10 @@ class Announcement:
     """Its owner chose the blocks."""
     weight_bytes: int = 0
     """Memory that its blocks take now."""
+    num_sessions: int = 0
+    """That run through it now."""
+    num_waiting: int = 0
+    """Requests that wait for a place on a chain that begins at it."""
     epoch: int = 0
     """Of the plan it follows; 0: of none yet."""
     offer: Offer | None = None
@@ -96,6 +100,8 @@ class Announcement:
             raise ValueError(f"started at {self.started_at}")
         if not 0 <= self.weight_bytes <= MAX_BYTES:
             raise ValueError(f"weights of {self.weight_bytes} bytes")
+        if not (0 <= self.num_sessions <= MAX_TOKENS and 0 <= self.num_waiting <= MAX_TOKENS):
+            raise ValueError(f"{self.num_sessions} sessions, {self.num_waiting} wait")
         if not 0 <= self.epoch <= MAX_EPOCH:
             raise ValueError(f"epoch {self.epoch}")
         if self.span is None and (self.pinned or self.state not in (ServerState.JOINING, ServerState.OFFLINE)):
@@ -201,6 +207,8 @@ def _announcement(fields: Mapping[str, Any], peer: PeerId) -> Announcement:
         started_at=field_of(fields, "started_at", float),
         pinned=field_of(fields, "pinned", bool),
         weight_bytes=field_of(fields, "weight_bytes", int),
+        num_sessions=field_of(fields, "num_sessions", int),
+        num_waiting=field_of(fields, "num_waiting", int),
         epoch=field_of(fields, "epoch", int),
         offer=None if offer is None else Offer.from_fields(offer),
     )

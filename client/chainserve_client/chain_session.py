@@ -126,6 +126,6 @@ class ChainSession:
 
     def _raise_if_lost(self) -> None:
         if failure := self.state.failure:
-            raise SessionLostError(failure.peer, f"{failure.detail} ({failure.code})")
+            raise SessionLostError(failure.peer, f"{failure.detail} ({failure.code})", code=failure.code)
         if self.state.phase is Phase.OVER:
             raise SessionLostError(self.chain.head, "the session was closed here")

@@ -1,9 +1,9 @@
 """The client in its swarm: sees who is there and what is planned, and passes on what servers say to its sessions."""
 
 import asyncio
+import itertools
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
@@ -32,8 +32,12 @@ from chainserve_client.chain_session import ChainSession, Predict
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 5.0
-SUSPECT_S = 30.0
-"""So long a server that was lost is on no new chain, though its record may still count."""
+SUSPECT_S = 60.0
+"""So long a server that was lost is on no new chain, whatever its record says, unless it shows that it lives."""
+ALIVE_S = 3.0
+"""Within which a server that lives can be reached and beats."""
+LOOK_S = (0.0, 0.5, 1.0, 2.0, 4.0)
+"""After which a server that was lost is looked for, again and again."""
 
 PlaceAnswer = Admitted | Queued | Failed
 
@@ -55,13 +59,13 @@ class Network:
     exchange: PlanExchange
     outbox: Outbox
 
-    def __init__(self, swarm: Swarm, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, swarm: Swarm) -> None:
         self.swarm = swarm
-        self._clock = clock
         self._watching = asyncio.create_task(self.watch())
         self._sessions: dict[SessionId, ChainSession] = {}
         self._searches: dict[SessionId, tuple[PeerId, asyncio.Queue[PlaceAnswer]]] = {}
-        self._suspects: dict[PeerId, tuple[float, float | None]] = {}  # until when; which start of it
+        self._suspects: dict[PeerId, float | None] = {}  # servers that were lost, and which start of each
+        self._looking: dict[PeerId, asyncio.Task[None]] = {}
         self._read: tuple[PlanRecord, SwarmPlan] | None = None  # the last plan that was read
 
     def connect_to(self, links: Links) -> None:
@@ -109,19 +113,40 @@ class Network:
         return [server for server in self.swarm.view.online(model_digest) if not self._is_suspect(server)]
 
     def suspect(self, peer: PeerId) -> None:
-        """A server was lost, or could not be reached: it is on no new chain for a while, or until it starts again."""
+        """A server was lost, or could not be reached: it is on no new chain until it shows that it lives."""
         record = self.swarm.view.servers.get(peer)
-        self._suspects[peer] = self._clock() + SUSPECT_S, record.started_at if record else None
+        self._suspects[peer] = record.started_at if record else None
+        if peer not in self._looking:
+            self._looking[peer] = asyncio.create_task(self._look_for(peer))
 
-    def forgive(self) -> bool:
+    def trust_again(self) -> bool:
         """Suspect nobody any more; whether anybody was."""
         had_some = bool(self._suspects)
         self._suspects.clear()
         return had_some
 
     def _is_suspect(self, server: Announcement) -> bool:
-        until_s, started_at = self._suspects.get(server.peer, (0.0, None))
-        return self._clock() < until_s and started_at in (None, server.started_at)
+        return self._suspects.get(server.peer, -1.0) in (None, server.started_at)
+
+    async def _look_for(self, peer: PeerId) -> None:
+        """Try to reach a server that was lost: what was torn may be whole again, what was frozen may have thawed."""
+        try:
+            async with asyncio.timeout(SUSPECT_S):
+                for pause_s in itertools.chain(LOOK_S, itertools.repeat(LOOK_S[-1])):
+                    await asyncio.sleep(pause_s)
+                    if peer not in self.swarm.view.servers:
+                        return
+                    with suppress(LinkLostError, TimeoutError):
+                        async with asyncio.timeout(ALIVE_S):
+                            await self.links.connect(peer)
+                            await self.links.next_beat(peer)
+                        if self.links.kind(peer) is not None:
+                            return
+        except TimeoutError:
+            pass
+        finally:
+            self._suspects.pop(peer, None)
+            self._looking.pop(peer, None)
 
     async def open_on(
         self,
@@ -212,7 +237,8 @@ class Network:
         """End all sessions and leave the swarm."""
         for session in list(self._sessions.values()):
             await session.close()
-        self._watching.cancel()
+        for task in (self._watching, *self._looking.values()):
+            task.cancel()
         await self.outbox.close()
         await self.links.close()
         await self.swarm.close()

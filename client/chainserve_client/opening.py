@@ -26,7 +26,7 @@ from chainserve_client.chain_session import ChainSession
 from chainserve_client.dispatch import choose_chain, planned_chains, step_predictor
 from chainserve_client.network import ModelInSwarm, Network
 from chainserve_client.parameters import TIMEOUT_S
-from chainserve_client.session import Session
+from chainserve_client.session import Session, Why
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,9 @@ MAX_ATTEMPTS = 6
 ASK_AGAIN_S = 2.0
 PAUSE_S = 0.3
 """Before what has just failed is tried again."""
+
 PATIENCE_S = 3.0
-"""So long a session that lost its chain waits for one: another client's place, a server that comes back."""
+"""So long a session that lost its chain looks for another, if there is none at once."""
 
 IS_FULL = (FailureCode.CACHE_FULL, FailureCode.NO_PLACE, FailureCode.QUEUE_FULL)
 
@@ -84,19 +85,26 @@ class Opening:
         self._network = network
         self._request = request
         self._began_s = time.monotonic()
-        self._avoid: set[PeerId] = set()  # servers that refused
+        self._avoid: set[PeerId] = set()  # servers that refused, or failed: they are asked again if there are no others
+        self._leaving: set[PeerId] = set()
         self._rng = random.Random()
         self._wait_s: float | None = None  # as heads said last
 
-    async def reopen(self, without: PeerId, *, is_lost: bool) -> ChainSession:
-        """Open again without this server, which is lost or about to leave."""
-        self._network.suspect(without)
-        return await self.open(patience_s=PATIENCE_S if is_lost else 0.0, may_forgive=False)
+    async def reopen(self, without: PeerId, why: Why) -> ChainSession:
+        """Open again without this server."""
+        if why is Why.LEAVING:
+            self._leaving.add(without)
+            return await self.open(may_trust=False)
+        if why is Why.LOST:
+            self._network.suspect(without)
+        else:
+            self._avoid.add(without)
+        return await self.open(patience_s=PATIENCE_S, may_trust=False)
 
-    async def open(self, *, patience_s: float = 0.0, may_forgive: bool = True) -> ChainSession:
+    async def open(self, *, patience_s: float = 0.0, may_trust: bool = True) -> ChainSession:
         """Open on the best chain there is; see `open_session`.
 
-        If there is none it is looked for again for so long, and over servers that were lost before if that may be.
+        If there is none it is looked for again for so long, and over servers that were lost before if `may_trust`.
         """
         refusal: LinkLostError | SessionRefusedError | None = None
         num_refusals = 0
@@ -110,12 +118,14 @@ class Opening:
                         logger.info("no session: %s", error)
                         refusal = error
                         num_refusals += not self._exclude(error)
-                        if num_refusals == MAX_ATTEMPTS:
-                            raise
+                        if num_refusals >= MAX_ATTEMPTS:
+                            if time.monotonic() >= patient_until_s:
+                                raise
+                            await asyncio.sleep(PAUSE_S)
                     except (NoChainError, PromptTooLongError):
                         if self._avoid:
                             self._avoid.clear()
-                        elif may_forgive and refusal is None and self._network.forgive():
+                        elif may_trust and refusal is None and self._network.trust_again():
                             continue
                         elif time.monotonic() >= patient_until_s:
                             self._compose(self._network.swarm.view.online(self._request.model.digest))
@@ -157,7 +167,7 @@ class Opening:
 
     def _servers(self) -> list[Announcement]:
         usable = self._network.usable(self._request.model.digest)
-        return [server for server in usable if server.peer not in self._avoid]
+        return [server for server in usable if server.peer not in self._avoid | self._leaving]
 
     def _planned(self, plan: SwarmPlan, servers: Sequence[Announcement]) -> list[PlannedChain]:
         max_tokens = self._request.max_tokens

@@ -7,13 +7,14 @@ or transformers' own `generate()`, sees a pause, and the same numbers.
 
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from enum import Enum, auto
 
 import torch
 
 from chainserve.errors import ChainserveError, SessionLostError
+from chainserve.protocol.messages import FailureCode
 from chainserve.types import Chain, PeerId
 from chainserve_client.chain_session import ChainSession
 
@@ -23,10 +24,16 @@ MAX_RECOVERIES = 10
 """Chains that one session may wear out."""
 
 
-class Reopen(Protocol):
-    """Opens a session again without this server, lost or about to leave; ChainserveError if there is no chain."""
+class Why(Enum):
+    """Why a session has to do without a server."""
 
-    def __call__(self, without: PeerId, *, is_lost: bool) -> Awaitable[ChainSession]: ...
+    LOST = auto()
+    FAILED = auto()  # it is there, but ended the session
+    LEAVING = auto()  # it still serves
+
+
+Reopen = Callable[[PeerId, Why], Awaitable[ChainSession]]
+"""Opens a session again without this server; ChainserveError if there is no chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +108,12 @@ class Session:
         while self._reopen is not None and self.num_recoveries < MAX_RECOVERIES:
             logger.info("lost %s, going on elsewhere: %s", error.peer, error.reason)
             await self._current.close()
+            why = Why.LOST if error.code == FailureCode.PEER_LOST else Why.FAILED
             try:
-                self._current = await self._reopen(PeerId(error.peer), is_lost=True)
+                self._current = await self._reopen(PeerId(error.peer), why)
             except ChainserveError as none:
-                raise SessionLostError(error.peer, f"{error.reason}; no other chain took over: {none}") from error
+                reason = f"{error.reason}; no other chain took over: {none}"
+                raise SessionLostError(error.peer, reason, code=error.code) from error
             self.num_recoveries += 1
             try:
                 outputs = await self._replay(num_outputs)
@@ -123,7 +132,7 @@ class Session:
         old = self._current
         old.leaving = None  # asked once
         try:
-            self._current = await self._reopen(leaving, is_lost=False)
+            self._current = await self._reopen(leaving, Why.LEAVING)
         except ChainserveError as error:
             logger.info("%s is leaving, and no other chain takes over: %s", leaving, error)
             return False

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from chainserve_server.warm import ServerProcess, WarmProcess
+
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.05
@@ -26,7 +28,7 @@ class LocalServer:
     """One server process and what it prints."""
 
     blocks: str
-    process: subprocess.Popen[bytes]
+    process: ServerProcess
     log: Path
 
     def output(self) -> str:
@@ -60,7 +62,8 @@ class LocalSwarm:
     """Servers of one model; the first one starts the swarm, the others join it.
 
     Each server keeps its key and its output in `folder`. Leaving the `with` block stops them all. `program` is what
-    Python runs: the server, or something around it.
+    Python runs: the server, or something around it. With `is_warm` servers are forked from one that has imported all
+    they need, which is seconds quicker.
     """
 
     def __init__(
@@ -70,12 +73,14 @@ class LocalSwarm:
         *,
         environment: Mapping[str, str] | None = None,
         program: Sequence[str] = ("-m", "chainserve_server.cli"),
+        is_warm: bool = False,
     ) -> None:
         self.model = model
         self._program = program
         self.servers: list[LocalServer] = []
         self._folder = folder
         self._environment = {**os.environ, **(environment or {})}
+        self._is_warm = is_warm
 
     @property
     def token(self) -> str:
@@ -94,16 +99,23 @@ class LocalSwarm:
     def launch(self, span: str, arguments: Sequence[str] = ()) -> LocalServer:
         """Start a server and do not wait, except for the token to join with."""
         name = f"server-{len(self.servers)}"
-        command = [sys.executable, *self._program, "--model", self.model, "--blocks", span]
-        command += ["--identity", str(self._folder / f"{name}.key"), *arguments]
+        options = ["--model", self.model, "--blocks", span, "--identity", str(self._folder / f"{name}.key"), *arguments]
         if self.servers:
-            command += ["--join", self.token]
+            options += ["--join", self.token]
         log = self._folder / f"{name}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=self._environment)
-        server = LocalServer(span, process, log)
+        server = LocalServer(span, self._start(options, log), log)
         self.servers.append(server)
         return server
+
+    def _start(self, options: Sequence[str], log: Path) -> ServerProcess:
+        log.touch()
+        command = [*self._program, *options]
+        if self._is_warm:
+            return WarmProcess(command, log=log, environment=self._environment)
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=self._environment
+            )
 
     def close(self) -> None:
         """Ask all servers to leave, and end those that do not."""

@@ -221,6 +221,8 @@ class Server:
             started_at=self._started_at,
             pinned=self.pinned is not None,
             weight_bytes=self.blocks.weight_bytes,
+            num_sessions=len(self.sessions),
+            num_waiting=self.sessions.places.num_waiting,
             epoch=epoch,
             offer=Offer(
                 memory_bytes=prepared.memory_bytes,

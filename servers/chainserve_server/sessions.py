@@ -90,6 +90,7 @@ class Sessions:
         self.span: Span | None = None
         """Blocks that new sessions may run."""
         self.places = places or Places(me)
+        self._num_waiting = 0  # as was known at the last tick
         self._idle_s = idle_s
         self._clock = clock
         self._open: dict[SessionId, ServerSession] = {}
@@ -155,6 +156,9 @@ class Sessions:
         self._answer(self.places.tick(now_s))
         abandoned = [id_ for id_, session in self._open.items() if now_s - session.active_s > self._idle_s]
         self.end(abandoned, FailureCode.ABANDONED, f"no step for {self._idle_s:.0f} s")
+        if self._num_waiting != self.places.num_waiting:
+            self._num_waiting = self.places.num_waiting
+            self._on_change()
 
     def leave(self, sessions: Iterable[SessionId]) -> None:
         """Ask the clients of these sessions to go on elsewhere from the next step on."""
@@ -338,10 +342,10 @@ class Sessions:
         if session is None or peer not in (session.previous, session.next):
             self.counts["stray"] += 1
             return
+        if peer == session.next and not session.is_tail and message.code is FailureCode.PEER_LOST:
+            self._answer(self.places.lost(message.peer, now_s=self._clock()))  # before places over it are free
         self._forget(message.session)
         self._post(session.next if peer == session.previous else session.previous, message)
-        if peer == session.next and not session.is_tail and message.code is FailureCode.PEER_LOST:
-            self._answer(self.places.lost(message.peer, now_s=self._clock()))
 
     def _forget(self, session_id: SessionId) -> None:
         session = self._open.pop(session_id)

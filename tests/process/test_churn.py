@@ -39,7 +39,7 @@ class Churn:
 
     def __init__(self, folder: Path) -> None:
         self.rng = random.Random(SEED)
-        self.swarm = LocalSwarm(MODEL, folder)
+        self.swarm = LocalSwarm(MODEL, folder, is_warm=True)
         self.live: dict[LocalServer, int] = {}  # with their memory in MB
         # Others join through the first server, so that stays; one with the largest id of a few hardly ever plans.
         first = max((Identity.generate() for _ in range(6)), key=lambda identity: identity.peer_id)

@@ -15,16 +15,21 @@ from chainserve.protocol.codec import DETAIL_CHARS, VERSION, Frame, Limits, deco
 from chainserve.protocol.messages import (
     DTYPES,
     Activations,
+    Admit,
+    Admitted,
     Beat,
     Close,
     Failed,
     FailureCode,
+    Leaving,
     Open,
     Opened,
     PlanBody,
     PlanRequest,
     Probe,
+    Queued,
     Reorder,
+    Stalled,
     Step,
     WireTensor,
 )
@@ -35,11 +40,20 @@ SESSION = SessionId(bytes(range(16)))
 OTHER = SessionId(bytes(16))
 HOPS = (Hop(PeerId("A"), Span(0, 3)), Hop(PeerId("B"), Span(3, 7)))
 OPEN = Open(SESSION, "digest", hops=HOPS, position=1, client=PeerId("C"), num_lanes=2, max_tokens=100)
+ADMIT = Admit(SESSION, HOPS, epoch=7, num_tokens=2048)
 ACTIVATIONS = Activations(
-    (Step(SESSION, 0, start=5, num_tokens=2, num_outputs=1), Step(OTHER, 1, start=0, num_tokens=1, num_outputs=0)),
+    (
+        Step(SESSION, 0, start=5, num_tokens=2, num_outputs=1, sequence=3),
+        Step(OTHER, 1, start=0, num_tokens=1, num_outputs=0),
+    ),
     WireTensor("bfloat16", (3, 4), bytes(range(24))),
 )
 MESSAGES: list[Frame] = [
+    ADMIT,
+    Admitted(SESSION, 5000),
+    Queued(SESSION, 3, 12_000),
+    Stalled(SESSION, 17),
+    Leaving(SESSION, PeerId("B")),
     OPEN,
     Opened(SESSION),
     ACTIVATIONS,
@@ -56,16 +70,23 @@ MESSAGES: list[Frame] = [
 sessions = st.binary(min_size=16, max_size=16).map(SessionId)
 peers = st.text("123ABCabc", min_size=1, max_size=50).map(PeerId)
 counts = st.integers(1, 1000)
+sequences = st.integers(0, LIMITS.max_sequence)
+waits = st.integers(0, LIMITS.max_wait_ms)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> tuple[Hop, ...]:
+    lengths = draw(st.lists(st.integers(1, 20), min_size=1, max_size=8))
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    return tuple(Hop(draw(peers), Span(end - length, end)) for end, length in zip(ends, lengths, strict=True))
 
 
 @st.composite
 def opens(draw: st.DrawFn) -> Open:
-    lengths = draw(st.lists(st.integers(1, 20), min_size=1, max_size=8))
-    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-    hops = [Hop(draw(peers), Span(end - length, end)) for end, length in zip(ends, lengths, strict=True)]
+    hops = draw(chains())
     position = draw(st.integers(0, len(hops) - 1))
     lanes = draw(st.integers(1, LIMITS.max_lanes))
-    return Open(draw(sessions), draw(peers), tuple(hops), position, draw(peers), lanes, draw(counts))
+    return Open(draw(sessions), draw(peers), hops, position, draw(peers), lanes, draw(counts))
 
 
 @st.composite
@@ -73,7 +94,8 @@ def steps(draw: st.DrawFn) -> Step:
     num_tokens = draw(st.integers(1, 5))
     start = draw(st.integers(0, LIMITS.max_position - num_tokens))
     lane = draw(st.integers(0, LIMITS.max_lanes - 1))
-    return Step(draw(sessions), lane, start, num_tokens, draw(st.integers(0, num_tokens)))
+    num_outputs = draw(st.integers(0, num_tokens))
+    return Step(draw(sessions), lane, start, num_tokens, num_outputs, draw(sequences))
 
 
 @st.composite
@@ -92,7 +114,12 @@ messages = st.one_of(
     activations(),
     sessions.map(Opened),
     sessions.map(Close),
-    st.builds(Reorder, sessions, lanes),
+    st.builds(Reorder, sessions, lanes, sequences),
+    st.builds(Admit, sessions, chains(), st.integers(0, LIMITS.max_epoch), counts),
+    st.builds(Admitted, sessions, waits),
+    st.builds(Queued, sessions, counts, waits),
+    st.builds(Stalled, sessions, sequences),
+    st.builds(Leaving, sessions, peers),
     st.builds(Failed, sessions, peers, st.sampled_from(FailureCode), st.text(max_size=DETAIL_CHARS)),
     st.builds(PlanRequest, peers),
     st.builds(PlanBody, peers, st.binary(max_size=1000)),
@@ -318,6 +345,29 @@ def test_an_open_that_makes_no_sense_is_refused(field: int, value: object) -> No
 def test_a_step_that_makes_no_sense_is_refused_with_all_sessions_of_its_frame(field: int, value: object) -> None:
     frame = forge(encode(ACTIVATIONS), lambda fields: fields[2][0].__setitem__(field, value))
     assert refusal(frame).sessions == (SESSION, OTHER)
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "value"),
+    [
+        (ADMIT, 1, []),
+        (ADMIT, 1, [["A", 1, 3]]),
+        (ADMIT, 1, [["A", 0, 3], ["B", 4, 5]]),
+        (ADMIT, 2, -1),
+        (ADMIT, 2, 2**53 + 1),
+        (ADMIT, 3, 0),
+        (ADMIT, 3, LIMITS.max_position * LIMITS.max_lanes + 1),
+        (ADMIT, 3, True),
+        (Admitted(SESSION, 1), 1, -1),
+        (Queued(SESSION, 1, 1), 1, -1),
+        (Queued(SESSION, 1, 1), 2, 1.5),
+        (Stalled(SESSION, 1), 1, LIMITS.max_sequence + 1),
+        (Leaving(SESSION, PeerId("B")), 1, "B" * 257),
+    ],
+)
+def test_a_message_about_a_place_that_makes_no_sense_is_refused(message: Frame, field: int, value: object) -> None:
+    error = refusal(forge(encode(message), lambda fields: fields.__setitem__(field, value)))
+    assert error.sessions == (SESSION,)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "", 4, None, "bfloat16\0"])

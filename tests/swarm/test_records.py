@@ -18,7 +18,7 @@ from chainserve.planning.profile import BlockProfile, StepTimes
 from chainserve.swarm import records
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.offers import Demand, Offer, Reach, StepCheck
-from chainserve.swarm.records import Announcement, ServerState, open_record, seal, unseal
+from chainserve.swarm.records import SCHEMA, Announcement, ServerState, open_record, seal, unseal
 from chainserve.types import PeerId, Span
 
 IDENTITY = Identity.generate()
@@ -321,8 +321,8 @@ def test_fields_that_later_versions_add_are_ignored() -> None:
 
 
 def test_a_newer_schema_is_refused_for_that_reason_though_its_seal_holds() -> None:
-    data = _sealed_fields({"schema": 3, "span": "elsewhere"})
-    with pytest.raises(RecordError, match="schema 3, this version reads 2"):
+    data = _sealed_fields({"schema": SCHEMA + 1, "span": "elsewhere"})
+    with pytest.raises(RecordError, match=f"schema {SCHEMA + 1}, this version reads {SCHEMA}"):
         open_record(data, SECRET, now=NOW)
     assert unseal(data, SECRET).peer == IDENTITY.peer_id
 
