@@ -56,6 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest")
     common.add_argument("--seed", type=int, help="equal seeds draw equal tokens")
     common.add_argument("--stop", action="append", metavar="TEXT", help="end before TEXT; may be repeated")
+    common.add_argument(
+        "--timeout",
+        dest="timeout_s",
+        type=float,
+        metavar="SECONDS",
+        help="give up after so long, waiting included (600)",
+    )
     chat = commands.add_parser("chat", parents=[common], help="hold a conversation")
     chat.add_argument("message", metavar="MESSAGE", nargs="?", help="ask this and exit")
     chat.add_argument("--system", metavar="TEXT", help="what the model is told first")
@@ -125,7 +132,11 @@ async def show(client: "AsyncClient", prompt: list[int], options: argparse.Names
 
 
 def report(answer: "Generation") -> None:
-    """Say how long the answer took and where it ran."""
+    """Say how long the answer took and where it ran, and which servers were lost on the way."""
+    for recovery in answer.recoveries:
+        print(
+            f"[lost {recovery.peer[-6:]}, went on after {recovery.stall_s:.1f} s: {recovery.reason}]", file=sys.stderr
+        )
     print(
         f"[{len(answer.tokens)} tokens, {answer.tokens_per_second:.1f} tokens/s, "
         f"first after {answer.first_token_s:.2f} s, over {answer.chain}]",
