@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import time
@@ -38,6 +39,8 @@ PAUSE_S = 0.3
 
 PATIENCE_S = 3.0
 """So long a session that lost its chain looks for another, if there is none at once."""
+LEAVING_S = 1.0
+"""So long a session looks for a place elsewhere when a server is about to leave; if there is none it stays for now."""
 
 IS_FULL = (FailureCode.CACHE_FULL, FailureCode.NO_PLACE, FailureCode.QUEUE_FULL)
 
@@ -94,23 +97,26 @@ class Opening:
         """Open again without this server."""
         if why is Why.LEAVING:
             self._leaving.add(without)
-            return await self.open(may_trust=False)
+            return await self.open(may_trust=False, within_s=LEAVING_S)
         if why is Why.LOST:
             self._network.suspect(without)
         else:
             self._avoid.add(without)
         return await self.open(patience_s=PATIENCE_S, may_trust=False)
 
-    async def open(self, *, patience_s: float = 0.0, may_trust: bool = True) -> ChainSession:
+    async def open(
+        self, *, patience_s: float = 0.0, may_trust: bool = True, within_s: float = math.inf
+    ) -> ChainSession:
         """Open on the best chain there is; see `open_session`.
 
-        If there is none it is looked for again for so long, and over servers that were lost before if `may_trust`.
+        If there is none it is looked for again for `patience_s`, and over servers that were lost before if `may_trust`.
+        NoPlaceError if all are full for longer than `within_s`, or than the request's time.
         """
         refusal: LinkLostError | SessionRefusedError | None = None
         num_refusals = 0
         patient_until_s = time.monotonic() + patience_s
         try:
-            async with asyncio.timeout(self.left_s):
+            async with asyncio.timeout(min(self.left_s, within_s)):
                 while True:
                     try:
                         return await self._open_at(await self._choose())

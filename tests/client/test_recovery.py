@@ -124,6 +124,20 @@ async def test_who_has_nowhere_else_to_go_stays_until_the_end() -> None:
             await driver.step(1)
 
 
+async def test_who_would_have_to_wait_elsewhere_stays_with_the_server_that_leaves() -> None:
+    async with served(PAIRS) as swarm:
+        swarm.plan(("ab", 1, 1.0), ("cd", 1, 2.0))
+        network = await swarm.client()
+        driver = Driver(await open_session(network, request(max_tokens=2048)))
+        await open_session(network, request(max_tokens=2048))
+        leaving = swarm.servers["b"].sessions
+        leaving.leave(leaving.outside(None))
+        await until(lambda: driver.session._current.leaving is not None)
+        await driver.step(1)
+        assert driver.session.chain == swarm.chain("a", "b")
+        assert swarm.servers["c"].sessions.places.num_waiting == 0
+
+
 async def test_chains_are_not_worn_out_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "PAUSE_S", 0.01)
     async with served(PAIRS) as swarm:

@@ -1,0 +1,49 @@
+"""What a plan says to the heads of its chains."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from chainserve.planning.values import PlannedChain
+from chainserve.swarm.inputs import DEFAULT_DEMAND
+from chainserve.types import Chain, Hop, PeerId, Span
+from chainserve_server.admission import head_chains
+
+A, B = PeerId("a"), PeerId("b")
+
+
+def hops(*peers: PeerId) -> Chain:
+    return Chain(tuple(Hop(peer, Span(index, index + 1)) for index, peer in enumerate(peers)))
+
+
+def plan(*chains: PlannedChain, rate: float = 0.02) -> Any:
+    inputs = SimpleNamespace(arrival_rate=rate, input_tokens=100.0, output_tokens=20.0, slot_tokens=2048)
+    return cast(Any, SimpleNamespace(chains=chains, inputs=inputs))
+
+
+FAST, SLOW = PlannedChain(hops(A, B), 2, 10.0), PlannedChain(hops(B, A), 3, 40.0)
+
+
+def test_each_head_knows_its_own_chains_with_room_in_tokens() -> None:
+    [chain] = head_chains(plan(FAST, SLOW), A)
+    assert (chain.hops, chain.capacity_tokens, chain.service_s) == (hops(A, B).hops, 4096, 10.0)
+    [chain] = head_chains(plan(FAST, SLOW), B)
+    assert (chain.hops, chain.capacity_tokens) == (hops(B, A).hops, 6144)
+    assert head_chains(plan(FAST, SLOW), PeerId("c")) == []
+    assert head_chains(plan(), A) == []
+
+
+def test_a_slow_chain_is_patient_and_the_fastest_is_not() -> None:
+    [fast], [slow] = head_chains(plan(FAST, SLOW), A), head_chains(plan(FAST, SLOW), B)
+    assert fast.patience <= 0
+    assert (fast.patience_s, slow.patience_s) == (0.0, 30.0)
+    assert slow.patience == pytest.approx(5.4)  # (S - lambda) (1 / mu - n / S) with S = 0.2, n = 2
+
+
+def test_nobody_is_patient_while_the_load_is_only_assumed() -> None:
+    assumed = plan(FAST, SLOW, rate=DEFAULT_DEMAND.arrival_rate)
+    assumed.inputs.input_tokens = DEFAULT_DEMAND.input_tokens
+    assumed.inputs.output_tokens = DEFAULT_DEMAND.output_tokens
+    [slow] = head_chains(assumed, B)
+    assert slow.patience == 0
