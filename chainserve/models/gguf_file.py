@@ -149,8 +149,6 @@ class GgufSource:
 
 def open_gguf(path: Path, *, name: str | None = None) -> GgufSource:
     """A model in a GGUF file; `name` is what to tell others instead of the path."""
-    if not path.is_file():
-        raise ModelNotFoundError(f"no file {path}: check the path")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelNotFoundError(f"{path} is not a GGUF file: its first four bytes should be GGUF")

@@ -18,11 +18,11 @@ from chainserve.models.cache import KVCache
 from chainserve.models.conversion import weight_dtypes
 from chainserve.models.costs import end_costs
 from chainserve.models.load import bytes_by_block
-from chainserve.models.runner import MAX_BATCH_TOKENS, Runner
+from chainserve.models.runner import Runner
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.support import cache_bytes_per_token
 from chainserve.models.wire import from_wire, to_wire
-from chainserve.planning.profile import BlockProfile, Timings
+from chainserve.planning.profile import MAX_BATCH_TOKENS, BlockProfile, Timings
 from chainserve.protocol.messages import Step
 from chainserve.types import SessionId, Span
 

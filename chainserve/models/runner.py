@@ -9,11 +9,9 @@ from transformers import PreTrainedModel
 from chainserve.errors import FrameError
 from chainserve.models.cache import KVCache
 from chainserve.models.skeleton import blocks_of, final_norm, with_skips
+from chainserve.planning.profile import MAX_BATCH_TOKENS as MAX_BATCH_TOKENS
 from chainserve.protocol.messages import Step
 from chainserve.types import Span
-
-MAX_BATCH_TOKENS = 1024
-"""Tokens of the largest packed forward that servers run; `BlockProfile.activation_bytes` is what it takes."""
 
 
 class Runner:

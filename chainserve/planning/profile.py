@@ -14,6 +14,9 @@ from chainserve.planning.fields import flag, number, whole
 from chainserve.planning.times import BlockTimes, ServerTimes
 from chainserve.planning.values import ModelSpec, require
 
+MAX_BATCH_TOKENS = 1024
+"""Tokens of the largest packed forward that servers run; `BlockProfile.activation_bytes` is what it takes."""
+
 Points = tuple[tuple[int, float], ...]
 """(size, seconds), sizes rising."""
 

@@ -41,8 +41,7 @@ class JoinToken:
     """Unix seconds."""
 
     def __post_init__(self) -> None:
-        if not (0 < len(self.swarm) <= MAX_NAME_CHARS and self.swarm.isprintable()):
-            raise TokenError(f"not a name for a swarm: {self.swarm!r} (1 to {MAX_NAME_CHARS} printable characters)")
+        check_swarm_name(self.swarm)
         if len(self.secret) != SECRET_BYTES:
             raise TokenError(f"a swarm's secret has {SECRET_BYTES} bytes, not {len(self.secret)}")
         if not 0 < len(self.bootstrap) <= MAX_BOOTSTRAP:
@@ -91,6 +90,12 @@ class JoinToken:
         ):
             raise TokenError(f"the join token lacks fields or has some of the wrong type: {_ASK}")
         return cls(swarm, secret, tuple(bootstrap), expires_at)
+
+
+def check_swarm_name(name: str) -> None:
+    """TokenError if no token can hold this name of a swarm."""
+    if not (0 < len(name) <= MAX_NAME_CHARS and name.isprintable()):
+        raise TokenError(f"not a name for a swarm: {name!r} (1 to {MAX_NAME_CHARS} printable characters)")
 
 
 def swarm_secret(identity: Identity, name: str) -> bytes:

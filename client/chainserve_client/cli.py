@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, cast
@@ -12,7 +13,7 @@ from chainserve import __version__
 from chainserve.errors import ChainserveError
 from chainserve.runtime.cores import free_idle_cores
 from chainserve_client import plan_command
-from chainserve_client.parameters import GenerationOptions
+from chainserve_client.parameters import GenerationOptions, Parameters
 
 if TYPE_CHECKING:
     from chainserve_client.client import AsyncClient
@@ -107,6 +108,8 @@ async def chat(options: argparse.Namespace) -> None:
 
 async def status(options: argparse.Namespace) -> None:
     """Show the live view, and the plan that is followed."""
+    check_token(options.token)
+
     from chainserve_client.status import read_status, to_json, to_text
 
     current = await read_status(options.token)
@@ -114,11 +117,19 @@ async def status(options: argparse.Namespace) -> None:
 
 
 async def connect(options: argparse.Namespace) -> "AsyncClient":
-    from chainserve_client.client import AsyncClient
-    from chainserve_client.parameters import Parameters
+    Parameters.parse(generation_options(options))
+    check_token(options.token)
 
-    Parameters.parse(generation_options(options))  # before anything slow
+    from chainserve_client.client import AsyncClient  # imports torch, which takes seconds
+
     return await AsyncClient.connect(options.token, model=options.model, progress=True)
+
+
+def check_token(text: str) -> None:
+    """TokenError, before anything slow is imported, if this leads to no swarm."""
+    from chainserve.swarm.token import JoinToken
+
+    JoinToken.decode(text, now=time.time())
 
 
 async def show(client: "AsyncClient", prompt: list[int], options: argparse.Namespace) -> "Generation":

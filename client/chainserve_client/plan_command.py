@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from chainserve.models.names import find_model
 from chainserve_client.forecast import Demand, forecast
 from chainserve_client.plan_report import to_json, to_text
 from chainserve_client.planfile import read_servers
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> str:
         max_length=mean_length if options.max_length is None else options.max_length,
     )
     swarm = read_servers(options.servers, half_precision=options.dtype in HALF_PRECISION)
+    find_model(options.model)
 
     import torch  # takes seconds: after all that can be refused without it
 

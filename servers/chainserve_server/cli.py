@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chainserve import __version__
 from chainserve.errors import ChainserveError
@@ -20,6 +21,9 @@ from chainserve.runtime.background import is_busy
 from chainserve.runtime.cores import free_idle_cores
 from chainserve_server.family_options import asks_for_family, children_of
 from chainserve_server.standard_input import StandardInput
+
+if TYPE_CHECKING:
+    from chainserve_server.config import ServerConfig
 
 LEAVE_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PROGRAM = (sys.executable, "-P", "-m", "chainserve_server.cli")
@@ -130,17 +134,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
-    """Check everything that needs no swarm, then serve until told to leave."""
-    reads_token = options.join == "-"
-    if reads_token or options.leave_on_eof:
-        standard_input = StandardInput(leave_on_eof=options.leave_on_eof)
-
-    from chainserve.swarm.token import JoinToken
+def config_of(options: argparse.Namespace) -> "ServerConfig":
+    """What the options say; UsageError if that cannot be, on any machine."""
     from chainserve_server.config import ServerConfig, parse_blocks, parse_memory
-    from chainserve_server.prepare import prepare
 
-    config = ServerConfig(
+    return ServerConfig(
         model=options.model,
         blocks=parse_blocks(options.blocks),
         join=options.join,
@@ -154,8 +152,27 @@ def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
         token_days=options.token_days,
         lease_s=options.lease,
     )
+
+
+def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
+    """Check everything that needs no swarm, then serve until told to leave."""
+    reads_token = options.join == "-"
+    if reads_token or options.leave_on_eof:
+        standard_input = StandardInput(leave_on_eof=options.leave_on_eof)
+
+    from chainserve.models.names import find_model
+    from chainserve.swarm.daemon import listen_address
+    from chainserve.swarm.token import JoinToken
+
+    config = config_of(options)
     if config.join and not reads_token:
         JoinToken.decode(config.join, now=time.time())
+    find_model(config.model)
+    for port in (config.port, config.port + 1) if config.port else (0,):
+        asyncio.run(listen_address(config.host, port))
+
+    from chainserve_server.prepare import prepare  # imports torch, which takes seconds
+
     prepared = prepare(config)
 
     import uvloop

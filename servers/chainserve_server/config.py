@@ -1,26 +1,21 @@
-"""What a server is told: checked once, at the edge."""
+"""What a server is told: checked once, at the edge, as far as that takes no torch, whose import takes seconds."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
-import psutil
-import torch
-
-from chainserve.errors import AddressError, DeviceError, OutOfMemoryError, UsageError
-from chainserve.models.runner import MAX_BATCH_TOKENS
+from chainserve.errors import AddressError, DeviceError, UsageError
+from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve.swarm.records import MAX_LEASE_S
+from chainserve.swarm.token import check_swarm_name
 from chainserve.types import Span
 
+DEVICE = re.compile(r"(cpu|cuda|mps)(:\d+)?", re.ASCII)
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 AUTO: Literal["auto"] = "auto"
 ALL: Literal["all"] = "all"
 MEMORY_FORMS = "give an amount as 6GB or 512MiB, a share of what the device has as 0.5 or 50%, or auto"
-MIN_CACHE_TOKENS = 512
-"""A server whose cache holds less than this serves nobody."""
 FREE_GPU_SHARE = 0.9
 """Of a GPU's free memory, what `auto` takes: the rest is for the allocator's gaps and the driver."""
 FREE_RAM_SHARE = 0.25
@@ -75,6 +70,10 @@ class ServerConfig:
             raise UsageError(f"a record cannot count for {self.lease_s:g} s: give 1 to {MAX_LEASE_S:g} with --lease")
         if not self.token_days > 0:
             raise UsageError(f"a token cannot be good for {self.token_days:g} days: give more with --token-days")
+        if self.join is None:
+            check_swarm_name(self.swarm)
+        if not DEVICE.fullmatch(self.device):
+            raise DeviceError(f"no device is called {self.device!r}: give cpu, cuda, cuda:1 or mps")
 
     @property
     def dtype_name(self) -> str:
@@ -112,103 +111,3 @@ def parse_memory(text: str) -> MemoryRequest:
     if not unit and size == 1:
         raise UsageError("1 may be one byte or all of the memory; give 1.0 or 100% for all, or an amount as 1GB")
     return MemoryRequest(num_bytes=int(size * UNITS[unit.removesuffix("b")]))
-
-
-def check_device(name: str) -> torch.device:
-    """The device called `name`; DeviceError with the ones there are if this machine does not have it."""
-    known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        known.append("mps")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"no device is called {name!r}; this machine has {', '.join(known)}") from None
-    index = device.index or 0
-    if f"{device.type}:{index}" not in known and not (index == 0 and device.type in known):
-        reason = " (torch sees no CUDA device)" if device.type == "cuda" and len(known) == 1 else ""
-        raise DeviceError(f"no device {name}{reason}; this machine has {', '.join(known)}")
-    return device
-
-
-def resolve_memory(request: MemoryRequest, device: torch.device) -> int:
-    """Bytes a server may take; OutOfMemoryError if the device has not that many, or not that many are free.
-
-    To be called once, before anything is loaded: what a server has taken itself is no longer free.
-    """
-    free, total = device_memory(device)
-    if request.num_bytes is not None:
-        asked, share = request.num_bytes, ""
-    elif request.share is not None:
-        asked, share = int(total * request.share), f"{request.share:.4g} of what there is, "
-    else:
-        return default_memory(device)
-    if asked > min(free, total):
-        has = f"{megabytes(total)} altogether" if asked > total else f"{megabytes(free)} free of {megabytes(total)}"
-        raise OutOfMemoryError(
-            f"{share}{megabytes(asked)} are asked for, and {device} has {has}: give less with --memory, or auto"
-        )
-    return asked
-
-
-def default_memory(device: torch.device) -> int:
-    """Bytes a server takes when it was told nothing: most of a free GPU, a quarter of what else is free."""
-    free, _ = device_memory(device)
-    return int(free * (FREE_GPU_SHARE if device.type == "cuda" else FREE_RAM_SHARE))
-
-
-def device_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that are free on a device, and that it has in total."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
-    ram = psutil.virtual_memory()  # which MPS shares with the CPU
-    return ram.available, ram.total
-
-
-def cache_budget(
-    memory_bytes: int, *, block_bytes: Sequence[int], activation_bytes: int, token_bytes: int, num_tokens: int
-) -> int:
-    """Tokens of cache that fit beside weights and activations, or OutOfMemoryError saying how many blocks would fit.
-
-    `block_bytes`: weights of each block; `activation_bytes`: of the largest batch; `token_bytes`: cache per token and
-    block; `num_tokens`: what is needed at least.
-    """
-    weight_bytes, slot_bytes = sum(block_bytes), token_bytes * num_tokens
-    budget = (memory_bytes - activation_bytes - weight_bytes) // (token_bytes * len(block_bytes))
-    if budget >= num_tokens:
-        return budget
-    used = accumulate((size + slot_bytes for size in block_bytes), initial=activation_bytes)
-    fitting = max(sum(1 for num_bytes in used if num_bytes <= memory_bytes) - 1, 0)
-    needs = _needs(weight_bytes, activation_bytes, slot_bytes * len(block_bytes), num_tokens=num_tokens)
-    raise OutOfMemoryError(
-        f"{len(block_bytes)} blocks need {needs}, and {megabytes(memory_bytes)} are given: {fitting} blocks would fit"
-        + (", ask for fewer with --blocks" if fitting else ", give more with --memory")
-    )
-
-
-def check_one_block(
-    memory_bytes: int, *, block_bytes: int, activation_bytes: int, token_bytes: int, slot_tokens: int
-) -> None:
-    """OutOfMemoryError unless one block fits with cache for one session of `slot_tokens` tokens.
-
-    For a server whose blocks the swarm chooses. `block_bytes`: weights of a block; `activation_bytes`: of the largest
-    batch; `token_bytes`: cache per token and block.
-    """
-    slot_bytes = token_bytes * slot_tokens
-    if block_bytes + activation_bytes + slot_bytes > memory_bytes:
-        needs = _needs(block_bytes, activation_bytes, slot_bytes, num_tokens=slot_tokens)
-        raise OutOfMemoryError(
-            f"one block needs {needs}, and {megabytes(memory_bytes)} are given: give more with --memory"
-        )
-
-
-def megabytes(num_bytes: int) -> str:
-    """Bytes as people read them; exact below a megabyte, so that '--memory 16' shows as what it is."""
-    return f"{num_bytes / 1e6:,.0f} MB" if num_bytes >= 10**6 else f"{num_bytes:,} bytes"
-
-
-def _needs(weight_bytes: int, activation_bytes: int, cache_bytes: int, *, num_tokens: int) -> str:
-    return (
-        f"{megabytes(weight_bytes)} of weights, {megabytes(activation_bytes)} of activations and "
-        f"{megabytes(cache_bytes)} of cache for {num_tokens:,} tokens, "
-        f"{megabytes(weight_bytes + activation_bytes + cache_bytes)} together"
-    )

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import psutil
 
 from chainserve.errors import DeviceError
+from chainserve_server.config import FREE_GPU_SHARE, FREE_RAM_SHARE
 
-FREE_GPU_SHARE = 0.9
-FREE_RAM_SHARE = 0.25
-"""What `--memory auto` takes of what is free: those of `chainserve_server.config`, which imports torch."""
 CUDA_CONTEXT_BYTES = 500_000_000
 """GPU memory that each process takes besides what it allocates. One's is no longer free when it looks what is."""
 

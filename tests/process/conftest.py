@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundled import MODEL, NEW_TOKENS, QUESTIONS, MakeSwarm, Reference
+from bundled import MODEL, MakeSwarm, Reference
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chainserve.models.resolve import resolve
@@ -19,7 +19,7 @@ def make_swarm(tmp_path: Path) -> Iterator[MakeSwarm]:
     with ExitStack() as swarms:
 
         def make(*spans: str, arguments: tuple[str, ...] = (), model: str = MODEL) -> LocalSwarm:
-            swarm = swarms.enter_context(LocalSwarm(model, tmp_path))
+            swarm = swarms.enter_context(LocalSwarm(model, tmp_path, is_warm=True))
             swarm.start(*spans, arguments=arguments)
             return swarm
 
@@ -33,9 +33,3 @@ def reference() -> Reference:
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     tokenizer.pad_token = tokenizer.eos_token  # the first 5.x of transformers name none
     return Reference(loaded, tokenizer)
-
-
-@pytest.fixture(scope="session")
-def expected(reference: Reference) -> dict[str, tuple[int, ...]]:
-    """For each question the greedy tokens of the whole model."""
-    return {question: reference.greedy(reference.prompt(question), NEW_TOKENS) for question in QUESTIONS}

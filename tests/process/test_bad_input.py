@@ -10,11 +10,23 @@ from pathlib import Path
 import pytest
 from bundled import MODEL, MakeSwarm
 
-from chainserve.errors import NoChainError, PromptTooLongError, RequestError, TokenError
+from chainserve.errors import NoChainError, PromptTooLongError, RequestError, TokenError, UsageError
 from chainserve.swarm.token import JoinToken
 from chainserve_client import AsyncClient, Client
+from chainserve_server.cli import build_parser, config_of
+from chainserve_server.prepare import prepare
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+
+SLOW_IMPORTS = ("torch", "transformers", "hivemind")
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Path:
+    """A folder where a command fails if it imports what takes seconds."""
+    for name in SLOW_IMPORTS:
+        (tmp_path / f"{name}.py").write_text("raise AssertionError(f'{__name__} is imported')\n")
+    return tmp_path
 
 
 def refused(module: str, *arguments: str, folder: Path) -> str:
@@ -34,19 +46,21 @@ def server(folder: Path, *arguments: str, model: str = MODEL) -> str:
     return refused("chainserve_server.cli", "--model", model, *identity, *arguments, folder=folder)
 
 
+@pytest.mark.parametrize("module", ["chainserve_server.cli", "chainserve_client.cli"])
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_a_command_introduces_itself_at_once(module: str, option: str, quick: Path) -> None:
+    command = [sys.executable, "-m", module, option]
+    assert "chainserve" in subprocess.run(command, capture_output=True, text=True, cwd=quick, check=True).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "fact"),
     [
-        (["--blocks", "0:31"], "has blocks 0:30"),
         (["--blocks", "5:5"], "not a span"),
         (["--blocks", "9:3"], "not a span"),
         (["--blocks", "auto:3"], "not a span"),
         (["--lease", "0"], "--lease"),
-        (["--blocks", "all", "--memory", "80MB"], "blocks would fit"),
-        (["--blocks", "0:9", "--memory", "5MB"], "0 blocks would fit"),
-        (["--memory", "30MB"], "and 30 MB are given"),
         (["--memory", "lots"], "not an amount of memory"),
-        (["--device", "cuda"], "no device cuda"),
         (["--device", "abacus"], "no device is called 'abacus'"),
         (["--port", "70000"], "not a port"),
         (["--host", "192.0.2.1"], "192.0.2.1"),
@@ -57,27 +71,47 @@ def server(folder: Path, *arguments: str, model: str = MODEL) -> str:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_server_says_what_it_cannot_do(arguments: list[str], fact: str, tmp_path: Path) -> None:
-    assert fact in server(tmp_path, *arguments)
+def test_a_server_says_at_once_what_it_cannot_do(arguments: list[str], fact: str, quick: Path) -> None:
+    assert fact in server(quick, *arguments)
 
 
 @pytest.mark.parametrize(
     ("model", "fact"), [("no-such-model", "no-such-model"), ("./nowhere", "nowhere"), ("missing.gguf", "missing.gguf")]
 )
-def test_a_server_says_what_is_wrong_with_a_model(model: str, fact: str, tmp_path: Path) -> None:
-    assert fact in server(tmp_path, model=model)
+def test_a_server_says_at_once_what_is_wrong_with_a_model(model: str, fact: str, quick: Path) -> None:
+    assert fact in server(quick, model=model)
 
 
-def test_a_server_says_that_its_port_is_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", [0, 1], ids=["for links", "for the DHT"])
+def test_a_server_says_at_once_that_its_port_is_taken(below: int, quick: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"127.0.0.1:{port}" in server(tmp_path, "--port", str(port))
+        assert f"port {port} of 127.0.0.1 is in use" in server(quick, "--port", str(port - below))
 
 
-def test_a_server_says_that_a_token_has_expired(tmp_path: Path) -> None:
+def test_a_server_says_at_once_that_a_token_has_expired(quick: Path) -> None:
     peer = "Qm" + "a" * 44
     token = JoinToken("s", bytes(32), (f"/ip4/127.0.0.1/tcp/1/p2p/{peer}",), time.time() - 60)
-    assert "expired" in server(tmp_path, "--join", token.encode())
+    assert "expired" in server(quick, "--join", token.encode())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        (["--blocks", "all", "--memory", "80MB"], "blocks would fit"),
+        (["--blocks", "0:9", "--memory", "5MB"], "0 blocks would fit"),
+        (["--memory", "30MB"], "and 30 MB are given"),
+        (["--device", "cuda"], "no device cuda"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_this_model_and_machine_cannot_do_is_found_out_before_joining(arguments: list[str], fact: str) -> None:
+    with pytest.raises(UsageError, match=fact):
+        prepare(config_of(build_parser().parse_args(["--model", MODEL, *arguments])))
+
+
+def test_a_server_says_what_its_model_has_not(tmp_path: Path) -> None:
+    assert "has blocks 0:30" in server(tmp_path, "--blocks", "0:31")
 
 
 def test_a_server_says_that_nobody_answers(tmp_path: Path) -> None:
@@ -86,15 +120,22 @@ def test_a_server_says_that_nobody_answers(tmp_path: Path) -> None:
     assert "127.0.0.1" in server(tmp_path, "--join", token.encode())
 
 
-def test_a_client_refuses_a_bad_token(tmp_path: Path) -> None:
-    assert "not a join token" in refused("chainserve_client.cli", "chat", "nonsense", "Hello", folder=tmp_path)
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        (["chat", "nonsense", "Hello"], "not a join token"),
+        (["status", "nonsense"], "not a join token"),
+        (["generate", "nonsense", "Hello", "--max-new-tokens", "0"], "max_new_tokens"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_client_says_at_once_what_it_cannot_do(arguments: list[str], fact: str, quick: Path) -> None:
+    assert fact in refused("chainserve_client.cli", *arguments, folder=quick)
+
+
+def test_a_client_in_a_program_refuses_a_bad_token() -> None:
     with pytest.raises(TokenError):
         Client.connect("nonsense")
-
-
-def test_the_command_refuses_bad_parameters_before_it_connects(tmp_path: Path) -> None:
-    arguments = ["generate", "nonsense", "Hello", "--max-new-tokens", "0"]
-    assert "max_new_tokens" in refused("chainserve_client.cli", *arguments, folder=tmp_path)
 
 
 async def test_a_request_that_cannot_be_served_is_a_named_error(make_swarm: MakeSwarm) -> None:

@@ -1,25 +1,9 @@
 """What a server is told, in the forms people write it."""
 
-import re
-
 import pytest
-import torch
 
-from chainserve.errors import DeviceError, OutOfMemoryError, UsageError
-from chainserve_server import config
-from chainserve_server.config import (
-    MemoryRequest,
-    ServerConfig,
-    cache_budget,
-    check_device,
-    check_one_block,
-    default_memory,
-    device_memory,
-    parse_memory,
-    resolve_memory,
-)
-
-CPU = torch.device("cpu")
+from chainserve.errors import DeviceError, TokenError, UsageError
+from chainserve_server.config import MemoryRequest, ServerConfig, parse_memory
 
 
 @pytest.mark.parametrize(
@@ -75,87 +59,19 @@ def test_a_request_is_for_bytes_or_for_a_share() -> None:
             MemoryRequest(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """A device with 8 GB, 6 of them free."""
-    monkeypatch.setattr(config, "device_memory", lambda _device: (6 * 10**9, 8 * 10**9))
-    return CPU
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", "cuda", "cuda:1", "mps"])
+def test_a_device_may_be_one_that_only_torch_can_look_for(device: str) -> None:
+    assert ServerConfig(model="m", device=device).device == device
 
 
-def test_a_share_is_of_all_and_an_amount_is_what_it_says(device: torch.device) -> None:
-    for text, num_bytes in (("0.5", 4 * 10**9), ("75%", 6 * 10**9), ("1GB", 10**9), ("6GB", 6 * 10**9)):
-        assert resolve_memory(parse_memory(text), device) == num_bytes
+@pytest.mark.parametrize("device", ["", "abacus", "cuda:", "cuda:-1", "cuda:one", "cuda:1:2", "CPU", "xla"])
+def test_what_is_no_name_of_a_device_is_refused_with_some_that_are(device: str) -> None:
+    with pytest.raises(DeviceError, match="give cpu, cuda, cuda:1 or mps"):
+        ServerConfig(model="m", device=device)
 
 
-def test_left_to_us_memory_is_part_of_what_is_free(device: torch.device) -> None:
-    assert resolve_memory(parse_memory("auto"), device) == 1_500_000_000
-    assert resolve_memory(parse_memory("auto"), torch.device("mps")) == 1_500_000_000
-    assert resolve_memory(parse_memory("auto"), torch.device("cuda")) == 5_400_000_000
-
-
-@pytest.mark.parametrize(
-    ("text", "fact"),
-    [
-        ("8.1GB", "8,100 MB are asked for, and cpu has 8,000 MB altogether: give less"),
-        ("7GB", "7,000 MB are asked for, and cpu has 6,000 MB free of 8,000 MB: give less"),
-        ("1.0", "1 of what there is, 8,000 MB are asked for, and cpu has 6,000 MB free of 8,000 MB"),
-        ("76%", "0.76 of what there is, 6,080 MB are asked for, and cpu has 6,000 MB free"),
-    ],
-)
-def test_more_memory_than_there_is_is_refused_with_the_numbers(text: str, fact: str, device: torch.device) -> None:
-    with pytest.raises(OutOfMemoryError, match=re.escape(fact)):
-        resolve_memory(parse_memory(text), device)
-
-
-def test_a_real_device_says_what_it_has() -> None:
-    free, total = device_memory(CPU)
-    assert 0 < free <= total
-    assert 0 < default_memory(CPU) < total
-
-
-def test_the_cache_takes_what_weights_and_activations_leave() -> None:
-    assert cache_budget(1000, block_bytes=[100, 100], activation_bytes=0, token_bytes=2, num_tokens=10) == 200
-    assert cache_budget(1000, block_bytes=[100, 100], activation_bytes=41, token_bytes=2, num_tokens=10) == 189
-
-
-@pytest.mark.parametrize(("memory", "fitting"), [(29, 0), (129, 0), (149, 0), (150, 1), (269, 1), (270, 2), (389, 2)])
-def test_too_little_memory_says_how_many_blocks_would_fit(memory: int, fitting: int) -> None:
-    way_out = "ask for fewer with --blocks" if fitting else "give more with --memory"
-    with pytest.raises(OutOfMemoryError, match=f"3 blocks need .* {fitting} blocks would fit, {way_out}"):
-        cache_budget(memory, block_bytes=[100, 100, 100], activation_bytes=30, token_bytes=2, num_tokens=10)
-
-
-def test_too_little_memory_says_what_takes_it() -> None:
-    with pytest.raises(OutOfMemoryError) as caught:
-        cache_budget(
-            10**8, block_bytes=[14 * 10**6] * 6, activation_bytes=20 * 10**6, token_bytes=1500, num_tokens=2048
-        )
-    assert str(caught.value) == (
-        "6 blocks need 84 MB of weights, 20 MB of activations and 18 MB of cache for 2,048 tokens, 122 MB together, "
-        "and 100 MB are given: 4 blocks would fit, ask for fewer with --blocks"
-    )
-
-
-def test_exactly_enough_memory_is_enough() -> None:
-    assert cache_budget(390, block_bytes=[100, 100, 100], activation_bytes=30, token_bytes=2, num_tokens=10) == 10
-    check_one_block(140, block_bytes=100, activation_bytes=20, token_bytes=2, slot_tokens=10)
-
-
-def test_a_server_without_room_for_one_block_is_told_what_it_takes() -> None:
-    with pytest.raises(OutOfMemoryError) as caught:
-        check_one_block(
-            30 * 10**6, block_bytes=14 * 10**6, activation_bytes=20 * 10**6, token_bytes=1536, slot_tokens=2048
-        )
-    assert str(caught.value) == (
-        "one block needs 14 MB of weights, 20 MB of activations and 3 MB of cache for 2,048 tokens, 37 MB together, "
-        "and 30 MB are given: give more with --memory"
-    )
-    with pytest.raises(OutOfMemoryError, match="139 bytes are given"):
-        check_one_block(139, block_bytes=100, activation_bytes=20, token_bytes=2, slot_tokens=10)
-
-
-def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
-    assert str(check_device("cpu")) == "cpu"
-    for name in ("cuda:99", "abacus"):
-        with pytest.raises(DeviceError, match="this machine has cpu"):
-            check_device(name)
+@pytest.mark.parametrize("name", ["", "two\nlines", "x" * 65])
+def test_the_name_of_a_swarm_is_checked_where_one_is_started(name: str) -> None:
+    with pytest.raises(TokenError, match="not a name for a swarm"):
+        ServerConfig(model="m", swarm=name)
+    ServerConfig(model="m", swarm=name, join="a token, which names the swarm")

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from chainserve.errors import DeviceError
-from chainserve_server import config, hardware
+from chainserve_server import hardware
 from chainserve_server.hardware import auto_memory, cuda_devices
 
 
@@ -28,10 +28,6 @@ def test_servers_on_one_device_get_equal_parts(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=40 * 10**9))
     monkeypatch.setattr(hardware, "_ask_torch", lambda *question: {("free", device): "10000000000\n"}[question])
     assert auto_memory(device, num_servers) == each
-
-
-def test_a_family_takes_what_one_server_takes() -> None:
-    assert (hardware.FREE_GPU_SHARE, hardware.FREE_RAM_SHARE) == (config.FREE_GPU_SHARE, config.FREE_RAM_SHARE)
 
 
 @pytest.mark.process
