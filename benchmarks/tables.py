@@ -239,7 +239,62 @@ def admission(report: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-SECTIONS = (decode, planning, simulator, profiles, churn, admission)
+def burst(report: dict[str, Any]) -> str:
+    """Waiting on real servers beside one simulated queue: as Markdown."""
+    about, figures = report["circumstances"], report["figures"]
+    chains = figures["chains"]
+    rows = [
+        ["real servers, places at heads", f"{figures['mean_waiting_s']:.2f}", f"{figures['p99_waiting_s']:.1f}"],
+        [
+            "simulated, one central queue",
+            f"{figures['simulated_mean_waiting_s']:.2f}",
+            f"{figures['simulated_p99_waiting_s']:.1f}",
+        ],
+    ]
+    return "\n\n".join(
+        [
+            f"## A burst on real servers\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: "
+            f"{about['model']}; {about['hardware']}; {about['software']}.",
+            f"{figures['requests']} requests of {about['clients']} client processes, all within 2 s, on {len(chains)} "
+            f"chains of capacity {chains[0]['capacity']}. The simulator has the same arrivals and service times. Mean "
+            f"waiting is {figures['relative_mean_waiting']:.2f} of the central queue's.",
+            table(["seconds of waiting", "mean", "P99"], rows),
+        ]
+    )
+
+
+def chaos(report: dict[str, Any]) -> str:
+    """What became of requests while servers failed: as Markdown."""
+    about, figures = report["circumstances"], report["figures"]
+    faults = ", ".join(f"{count} {kind}" for kind, count in sorted(figures["faults"].items()))
+    ended = {name: figures[name] for name in ("right", "wrong", "hung")} | figures["errors"]
+    beyond_s = sorted(case["stall_s"] - case["prefill_s"] for case in figures["single"])
+    return "\n\n".join(
+        [
+            f"## Servers that fail\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: "
+            f"{about['model']}; {about['hardware']}; {about['software']}.",
+            f"{figures['requests']} requests, {about['workers']} at a time, over three spans with two servers each, "
+            f"and {sum(figures['faults'].values())} servers that failed meanwhile ({faults}). Answers went on elsewhere "
+            f"{figures['recoveries']} times. The longest pause between two tokens of an answer that did: median "
+            f"{figures['median_stall_s']:.1f} s, P99 {figures['p99_stall_s']:.1f} s; a server that freezes is noticed "
+            f"after 5 s, and all processes share the cores with those that start anew. Afterwards all cache was free "
+            f"and nobody waited: {'yes' if figures['is_free_afterwards'] else 'no'}.",
+            table(["ended", *ended], [["requests", *map(str, ended.values())]]),
+            f"One server killed while nothing else runs, {len(beyond_s)} times: seconds from that to the next token, "
+            f"and of a prefill of the tokens that were known by then. The median of the difference is "
+            f"{beyond_s[len(beyond_s) // 2]:.2f} s.",
+            table(
+                ["killed", *(f"server {case['position'] + 1} of 3" for case in figures["single"])],
+                [
+                    ["to the next token, s", *(f"{case['stall_s']:.2f}" for case in figures["single"])],
+                    ["prefill, s", *(f"{case['prefill_s']:.2f}" for case in figures["single"])],
+                ],
+            ),
+        ]
+    )
+
+
+SECTIONS = (decode, planning, simulator, profiles, churn, admission, burst, chaos)
 
 
 def main() -> None:
