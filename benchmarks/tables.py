@@ -274,11 +274,11 @@ def chaos(report: dict[str, Any]) -> str:
             f"## Servers that fail\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: "
             f"{about['model']}; {about['hardware']}; {about['software']}.",
             f"{figures['requests']} requests, {about['workers']} at a time, over three spans with two servers each, "
-            f"and {sum(figures['faults'].values())} servers that failed meanwhile ({faults}). Answers went on elsewhere "
-            f"{figures['recoveries']} times. The longest pause between two tokens of an answer that did: median "
-            f"{figures['median_stall_s']:.1f} s, P99 {figures['p99_stall_s']:.1f} s; a server that freezes is noticed "
-            f"after 5 s, and all processes share the cores with those that start anew. Afterwards all cache was free "
-            f"and nobody waited: {'yes' if figures['is_free_afterwards'] else 'no'}.",
+            f"and {sum(figures['faults'].values())} servers that failed meanwhile ({faults}). Answers went on "
+            f"elsewhere {figures['recoveries']} times. The longest pause between two tokens of an answer that did: "
+            f"median {figures['median_stall_s']:.1f} s, P99 {figures['p99_stall_s']:.1f} s; a server that freezes is "
+            f"noticed after 5 s, and all processes share the cores with those that start anew. Afterwards all cache "
+            f"was free and nobody waited: {'yes' if figures['is_free_afterwards'] else 'no'}.",
             table(["ended", *ended], [["requests", *map(str, ended.values())]]),
             f"One server killed while nothing else runs, {len(beyond_s)} times: seconds from that to the next token, "
             f"and of a prefill of the tokens that were known by then. The median of the difference is "
