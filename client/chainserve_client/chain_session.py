@@ -22,6 +22,9 @@ SLACK_S, SLACK = 5.0, 10.0
 BLAME_S = 10.0
 """So long the servers have to say who holds up a step: longer than it takes to find one of them silent."""
 
+CLOSED_HERE = "closed-here"
+"""Code of a session that was not lost but closed, while a step was under way."""
+
 SendToHead = Callable[[Message], Awaitable[None]]
 Predict = Callable[[int], float]
 """Seconds of a step of so many tokens."""
@@ -128,4 +131,4 @@ class ChainSession:
         if failure := self.state.failure:
             raise SessionLostError(failure.peer, f"{failure.detail} ({failure.code})", code=failure.code)
         if self.state.phase is Phase.OVER:
-            raise SessionLostError(self.chain.head, "the session was closed here")
+            raise SessionLostError(self.chain.head, "the session was closed here", code=CLOSED_HERE)

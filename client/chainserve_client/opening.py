@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 6
 """Servers that may refuse or be gone before the last refusal is reported; full ones do not count."""
 ASK_AGAIN_S = 2.0
+MAX_STALE = 3
+"""Times that heads follow another plan than we know before a chain is composed without it."""
 PAUSE_S = 0.3
 """Before what has just failed is tried again."""
 
@@ -113,20 +115,22 @@ class Opening:
         NoPlaceError if all are full for longer than `within_s`, or than the request's time.
         """
         refusal: LinkLostError | SessionRefusedError | None = None
-        num_refusals = 0
+        num_refusals = num_stale = 0
         patient_until_s = time.monotonic() + patience_s
         try:
             async with asyncio.timeout(min(self.left_s, within_s)):
                 while True:
                     try:
-                        return await self._open_at(await self._choose())
+                        return await self._open_at(await self._choose(is_planned=num_stale < MAX_STALE))
                     except (LinkLostError, SessionRefusedError) as error:
                         logger.info("no session: %s", error)
                         refusal = error
                         num_refusals += not self._exclude(error)
-                        if num_refusals >= MAX_ATTEMPTS:
-                            if time.monotonic() >= patient_until_s:
-                                raise
+                        is_stale = isinstance(error, SessionRefusedError) and error.code == FailureCode.STALE_PLAN
+                        num_stale += is_stale
+                        if num_refusals >= MAX_ATTEMPTS and time.monotonic() >= patient_until_s:
+                            raise
+                        if is_stale or num_refusals >= MAX_ATTEMPTS:
                             await asyncio.sleep(PAUSE_S)
                     except (NoChainError, PromptTooLongError):
                         if self._avoid:
@@ -158,10 +162,10 @@ class Opening:
             self._avoid.add(peer)
         return code in IS_FULL
 
-    async def _choose(self) -> Candidate:
-        """A place to open at, after waiting for one if need be."""
+    async def _choose(self, *, is_planned: bool) -> Candidate:
+        """Where to open: at a place on a chain of the plan, after waiting for one if need be, or on one of our own."""
         servers = self._servers()
-        plan = await self._network.plan_in_view(self._request.model.digest)
+        plan = await self._network.plan_in_view(self._request.model.digest) if is_planned else None
         if plan is not None and (chains := self._planned(plan, servers)):
             return await self._find_place(plan, chains)
         try:

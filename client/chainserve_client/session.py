@@ -16,7 +16,7 @@ import torch
 from chainserve.errors import ChainserveError, SessionLostError
 from chainserve.protocol.messages import FailureCode
 from chainserve.types import Chain, PeerId
-from chainserve_client.chain_session import ChainSession
+from chainserve_client.chain_session import CLOSED_HERE, ChainSession
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Session:
     async def _recover(self, error: SessionLostError, num_outputs: Sequence[int]) -> list[torch.Tensor]:
         """End the step that was interrupted on another chain, or on one after that."""
         lost_s = time.monotonic()
-        while self._reopen is not None and self.num_recoveries < MAX_RECOVERIES:
+        while self._reopen and self.num_recoveries < MAX_RECOVERIES and error.code != CLOSED_HERE:
             logger.info("lost %s, going on elsewhere: %s", error.peer, error.reason)
             await self._current.close()
             why = Why.LOST if error.code == FailureCode.PEER_LOST else Why.FAILED

@@ -7,7 +7,7 @@ import torch
 from served_in_memory import HIDDEN, MODEL, MemorySwarmOfServers, served, until, whole_model
 
 from chainserve.errors import NoPlaceError, PromptTooLongError, SessionLostError
-from chainserve.protocol.messages import Activations, Admitted, FailureCode, Queued
+from chainserve.protocol.messages import Activations, Admit, Admitted, FailureCode, Queued
 from chainserve.types import Span
 from chainserve_client import chain_session, opening
 from chainserve_client.network import Network
@@ -138,6 +138,20 @@ async def test_who_would_have_to_wait_elsewhere_stays_with_the_server_that_leave
         assert swarm.servers["c"].sessions.places.num_waiting == 0
 
 
+async def test_a_session_that_is_closed_in_the_middle_of_a_step_is_not_opened_again() -> None:
+    async with served(PAIRS) as swarm:
+        network = await swarm.client()
+        driver = await driven(network)
+        for made in swarm.servers.values():
+            made.engine.is_held = True
+        step = asyncio.create_task(driver.step(1))
+        await until(lambda: any(isinstance(m, Activations) for made in swarm.servers.values() for m in made.received))
+        await network.close()
+        with pytest.raises(SessionLostError, match="was closed here"):
+            await step
+        assert driver.session.num_recoveries == 0
+
+
 async def test_chains_are_not_worn_out_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "PAUSE_S", 0.01)
     async with served(PAIRS) as swarm:
@@ -248,6 +262,18 @@ async def test_a_client_that_is_gone_holds_no_places() -> None:
         session = await task
         assert session.chain == swarm.chain("a", "b")
         assert places.num_waiting == 0
+
+
+async def test_heads_that_know_no_such_plan_are_asked_again_and_then_done_without() -> None:
+    async with served(PAIRS) as swarm:
+        swarm.plan(("ab", 1, 1.0))
+        places = swarm.servers["a"].sessions.places
+        places.follow(0, [], now_s=0.0)  # has yet to adopt it
+        session = await open_session(await swarm.client(), request())
+        assert session.chain.num_blocks == 8
+        assert places.num_held == 0
+        asked = [message for message in swarm.servers["a"].received if isinstance(message, Admit)]
+        assert len(asked) == opening.MAX_STALE
 
 
 async def test_a_plan_that_changes_sends_who_waits_to_its_new_chains() -> None:
