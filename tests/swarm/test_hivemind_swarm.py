@@ -19,7 +19,7 @@ from chainserve.swarm.hivemind import HivemindSwarm
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.interface import PLAN_LEASES
 from chainserve.swarm.plans import PlanRecord, seal_plan
-from chainserve.swarm.records import Announcement, ServerState, seal, seal_payload
+from chainserve.swarm.records import SCHEMA, Announcement, ServerState, seal, seal_payload
 from chainserve.swarm.token import JoinToken, swarm_secret
 from chainserve.types import PeerId
 
@@ -228,7 +228,7 @@ async def test_a_forged_plan_is_not_believed_and_its_maker_is_named(
         for record in forged:
             await rogue._node.store(rogue._keys.plans, record, expires_at, subkey=name)
     nonsense = seal_payload(
-        msgpack.packb({"schema": 2, "epoch": -9}), identities[2], rogue._secret, expires_at=expires_at
+        msgpack.packb({"schema": SCHEMA, "epoch": -9}), identities[2], rogue._secret, expires_at=expires_at
     )
     await rogue._node.store(rogue._keys.plans, nonsense, expires_at, subkey=rogue.peer_id)
     for swarm in (first, honest):
@@ -251,11 +251,11 @@ async def test_a_server_whose_record_cannot_be_read_is_named_until_it_can(
     await first.publish(announce(first.peer_id))
     newer = await enter(identities[1], await first.token())
     expires_at = time.time() + 5
-    newest = seal_payload(msgpack.packb({"schema": 3}), identities[1], newer._secret, expires_at=expires_at)
+    newest = seal_payload(msgpack.packb({"schema": SCHEMA + 1}), identities[1], newer._secret, expires_at=expires_at)
     await newer._node.store(newer._keys.servers, newest, expires_at, subkey=newer.peer_id)
     view = await first.refresh()
     assert list(view.servers) == [first.peer_id]
-    assert "schema 3, this version reads 2" in view.refused[newer.peer_id]
+    assert f"schema {SCHEMA + 1}, this version reads {SCHEMA}" in view.refused[newer.peer_id]
     await newer.publish(announce(newer.peer_id))
     view = await first.refresh()
     assert (list(view.servers), view.refused) == (sorted([first.peer_id, newer.peer_id]), {})

@@ -31,7 +31,7 @@ from chainserve.swarm.plans import (
     record_of,
     seal_plan,
 )
-from chainserve.swarm.records import MAX_EPOCH, MAX_LEASE_S, MAX_RECORD_BYTES, open_record, seal_payload
+from chainserve.swarm.records import MAX_EPOCH, MAX_LEASE_S, MAX_RECORD_BYTES, SCHEMA, open_record, seal_payload
 from chainserve.types import PeerId, Span
 
 IDENTITY = Identity.generate()
@@ -400,7 +400,7 @@ def test_the_record_of_a_plan_counts_in_its_own_swarm_and_time_only() -> None:
         open_record(sealed, SECRET, now=NOW)
 
 
-SEALED_FIELDS = {"schema": 2, "epoch": 7, "model_digest": "00ff", "digest": RECORD.digest, "body": PLAN.body}
+SEALED_FIELDS = {"schema": SCHEMA, "epoch": 7, "model_digest": "00ff", "digest": RECORD.digest, "body": PLAN.body}
 
 
 def _open(fields: object) -> PlanRecord:
