@@ -112,7 +112,7 @@ async def test_what_does_not_finish_while_draining_is_ended_with_a_reason(make_s
         error, took_s = await break_mid_answer(client, lambda: leaving.process.send_signal(signal.SIGINT))
         assert error.peer == leaving.peer
         assert "left the swarm" in error.reason
-        assert took_s < LEAVE_S
+        assert took_s < NOTICE_S  # after it has looked for another chain for a while
 
 
 async def test_a_client_that_goes_away_leaves_no_cache_behind(make_swarm: MakeSwarm) -> None:
