@@ -251,7 +251,7 @@ def figures_of(storm: Storm, *, is_free: bool) -> dict[str, Any]:
         "wrong": ended["wrong"],
         "hung": ended["hung"],
         "errors": dict(errors),
-        "share_of_right": ended["right"] / len(storm.answers),
+        "share_of_right": ended["right"] / max(1, len(storm.answers)),
         "median_stall_s": statistics.median(stalls_s) if stalls_s else None,
         "p99_stall_s": stalls_s[int(0.99 * (len(stalls_s) - 1))] if stalls_s else None,
         "is_free_afterwards": is_free,
