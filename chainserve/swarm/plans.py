@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from types import MappingProxyType
 
 import msgpack
@@ -16,11 +17,12 @@ import msgpack
 from chainserve.errors import RecordError
 from chainserve.planning.bounds import ResponseTimeBounds
 from chainserve.planning.plan import Plan, plan
+from chainserve.planning.prediction import Prediction, predict
 from chainserve.planning.times import ServerTimes
 from chainserve.planning.values import ModelSpec, Placement, PlannedChain, ServerProfile, Workload, require
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.records import MAX_EPOCH, SCHEMA, field_of, open_fields, seal_payload
-from chainserve.types import PeerId, Span
+from chainserve.types import Chain, PeerId, Span
 
 MAX_INLINE_BYTES = 8 * 1024
 """A larger plan does not travel in its record."""
@@ -106,6 +108,24 @@ class PlanInputs:
     def pair_s(self) -> dict[tuple[PeerId, PeerId], float]:
         """Seconds of communication of one request between two servers."""
         return {pair: way.hop_s * self.output_tokens + way.prompt_s for pair, way in self.ways.items()}
+
+    @cached_property
+    def times(self) -> Mapping[PeerId, ServerTimes]:
+        """What the servers take for their work."""
+        return {server.peer: server.times for server in self.servers}
+
+    def predict(self, chain: Chain, *, input_tokens: float) -> Prediction:
+        """What a user sees of a chain with so many tokens in; KeyError if one of its servers is not among these."""
+        pairs = [(before.peer, after.peer) for before, after in pairwise(chain.hops)]
+        ways = {pair: self.ways[pair] for pair in pairs if pair in self.ways}
+        share = input_tokens / self.input_tokens
+        return predict(
+            chain,
+            self.times,
+            input_tokens=input_tokens,
+            pair_hop_s={pair: way.hop_s for pair, way in ways.items()},
+            pair_prompt_s={pair: way.prompt_s * share for pair, way in ways.items()},
+        )
 
     def plan(self) -> Plan:
         """What the planning library makes of this; NoPlanError if the servers have no room for all blocks."""

@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from chainserve.errors import NoChainError, PromptTooLongError
-from chainserve.planning.prediction import predict
 from chainserve.planning.route import Holding, fewest_hops
 from chainserve.planning.values import PlannedChain
 from chainserve.swarm.plans import SwarmPlan
@@ -29,8 +28,6 @@ def planned_chains(
     count for each; those that are not known count as none.
     """
     spans = {server.peer: server.span for server in servers if server.span is not None}
-    times = {server.peer: server.times for server in plan.inputs.servers}
-    hop_s = {pair: way.hop_s for pair, way in plan.inputs.ways.items()}
 
     def is_possible(planned: PlannedChain) -> bool:
         has_room = planned.capacity * plan.inputs.slot_tokens >= num_tokens
@@ -38,7 +35,7 @@ def planned_chains(
 
     def service_s(planned: PlannedChain) -> float:
         chain = planned.chain
-        prediction = predict(chain, times, input_tokens=input_tokens, pair_hop_s=hop_s)
+        prediction = plan.inputs.predict(chain, input_tokens=input_tokens)
         way_s = ((round_trip_s(chain.head) or 0.0) + (round_trip_s(chain.tail) or 0.0)) / 2
         return prediction.first_token_s + way_s + (output_tokens - 1) * (prediction.token_s + way_s)
 
@@ -47,11 +44,9 @@ def planned_chains(
 
 def step_predictor(plan: SwarmPlan, chain: Chain) -> Callable[[int], float] | None:
     """Seconds of a step of so many tokens on a chain, by the plan's figures; None if they are not known of a server."""
-    times = {server.peer: server.times for server in plan.inputs.servers}
-    if any(hop.peer not in times for hop in chain.hops):
+    if any(hop.peer not in plan.inputs.times for hop in chain.hops):
         return None
-    hop_s = {pair: way.hop_s for pair, way in plan.inputs.ways.items()}
-    return lambda num_tokens: predict(chain, times, input_tokens=num_tokens, pair_hop_s=hop_s).first_token_s
+    return lambda num_tokens: plan.inputs.predict(chain, input_tokens=num_tokens).first_token_s
 
 
 def choose_chain(servers: Sequence[Announcement], *, num_blocks: int, num_tokens: int) -> Chain:

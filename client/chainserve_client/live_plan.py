@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from chainserve.errors import NoPlanError
 from chainserve.planning.bounds import ResponseTimeBounds, response_time_bounds
-from chainserve.planning.prediction import predict
 from chainserve.planning.spares import LeftOut, leave_out
 from chainserve.planning.values import Workload, by_peer
 from chainserve.swarm.plans import SwarmPlan
@@ -35,13 +34,7 @@ def examine(plan: SwarmPlan) -> LivePlan:
     inputs = plan.inputs
     by_peer(inputs.profiles())  # raises for servers that cannot be
     arrival_rate = Workload(arrival_rate=inputs.arrival_rate).arrival_rate
-    servers = {server.peer: server.times for server in inputs.servers}
-    hop_s = {pair: way.hop_s for pair, way in inputs.ways.items()}
-    prompt_s = {pair: way.prompt_s for pair, way in inputs.ways.items()}
-    predictions = tuple(
-        predict(chain.chain, servers, input_tokens=inputs.input_tokens, pair_hop_s=hop_s, pair_prompt_s=prompt_s)
-        for chain in plan.chains
-    )
+    predictions = tuple(inputs.predict(chain.chain, input_tokens=inputs.input_tokens) for chain in plan.chains)
     return LivePlan(
         plan=plan,
         outlook=Outlook(plan.chains, predictions, _bounds(plan), arrival_rate),

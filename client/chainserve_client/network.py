@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from chainserve.errors import FrameError, LinkLostError, PeerError, RecordError, SwarmError
@@ -18,6 +18,7 @@ from chainserve.protocol.messages import (
     PlanRequest,
     Queued,
 )
+from chainserve.protocol.search import Candidate
 from chainserve.protocol.session import ClientSession
 from chainserve.swarm.interface import Swarm
 from chainserve.swarm.plans import PlanRecord, SwarmPlan
@@ -187,15 +188,16 @@ class Network:
             undo.pop_all()
         return session
 
-    def listen_for_places(self, places: Sequence[tuple[SessionId, PeerId]]) -> asyncio.Queue[PlaceAnswer]:
-        """What these heads answer about the places that were asked of them, until `ignore_places`."""
+    @contextmanager
+    def answers_about(self, places: Sequence[Candidate]) -> Iterator[asyncio.Queue[PlaceAnswer]]:
+        """What heads answer about these places, while they are asked for them."""
         answers: asyncio.Queue[PlaceAnswer] = asyncio.Queue()
-        self._searches.update({session_id: (head, answers) for session_id, head in places})
-        return answers
-
-    def ignore_places(self, places: Sequence[tuple[SessionId, PeerId]]) -> None:
-        for session_id, _ in places:
-            self._searches.pop(session_id, None)
+        self._searches.update({place.session: (place.head, answers) for place in places})
+        try:
+            yield answers
+        finally:
+            for place in places:
+                del self._searches[place.session]
 
     def handle(self, peer: PeerId, message: Message) -> None:
         """Take a message from a server: about a plan or a place, or what a session's head or tail says to it."""

@@ -42,7 +42,7 @@ PAUSE_S = 0.3
 PATIENCE_S = 3.0
 """So long a session that lost its chain looks for another, if there is none at once."""
 LEAVING_S = 1.0
-"""So long a session looks for a place elsewhere when a server is about to leave; if there is none it stays for now."""
+"""So long a session looks for a place elsewhere when a server is about to leave, and stays with it if there is none."""
 
 IS_FULL = (FailureCode.CACHE_FULL, FailureCode.NO_PLACE, FailureCode.QUEUE_FULL)
 
@@ -203,24 +203,23 @@ class Opening:
             num_tokens=self._request.num_tokens,
             rng=self._rng,
         )
-        asked = [(candidate.session, candidate.head) for candidate in search.candidates]
-        answers = self._network.listen_for_places(asked)
-        try:
-            self._post(search.begin())
-            while search.found is None and not search.has_failed:
-                try:
-                    async with asyncio.timeout(ASK_AGAIN_S):
-                        answer = await answers.get()
-                    if isinstance(answer, Failed) and answer.code is FailureCode.PEER_LOST:
-                        self._post(search.lost(answer.peer, answer.detail))
-                    self._post(search.receive(answer))
-                except TimeoutError:
-                    self._post(search.ask_again())
-                if search.wait_s is not None:
-                    self._wait_s = search.wait_s
-        finally:
-            self._post(search.give_up())
-            self._network.ignore_places(asked)
+        with self._network.answers_about(search.candidates) as answers:
+            try:
+                self._post(search.begin())
+                while search.found is None and not search.has_failed:
+                    try:
+                        async with asyncio.timeout(ASK_AGAIN_S):
+                            answer = await answers.get()
+                    except TimeoutError:
+                        self._post(search.ask_again())
+                    else:
+                        if isinstance(answer, Failed) and answer.code is FailureCode.PEER_LOST:
+                            self._post(search.lost(answer.peer, answer.detail))
+                        self._post(search.receive(answer))
+                    if search.wait_s is not None:
+                        self._wait_s = search.wait_s
+            finally:
+                self._post(search.give_up())
         if search.found is not None:
             return search.found
         refusals = [

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from chainserve.errors import CacheFullError, FrameError, StepError
-from chainserve.models.runner import MAX_BATCH_TOKENS
+from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve.protocol.messages import (
     Activations,
     Admit,
@@ -56,6 +56,8 @@ class ServerSession:
     active_s: float  # when its last message came
     next_sequence: int = 0  # of its next step or reordering
     num_done: int = 0  # steps whose outputs have gone on
+    num_in: int = 0  # tokens of the first lane before its first output; counted at the head
+    num_out: int = 0
 
 
 class Sessions:
@@ -86,7 +88,6 @@ class Sessions:
         self._on_change = on_change
         self._on_request = on_request
         self._on_served = on_served
-        self._head_tokens: dict[SessionId, list[int]] = {}  # in and out, of sessions with their head here
         self.span: Span | None = None
         """Blocks that new sessions may run."""
         self.places = places or Places(me)
@@ -232,7 +233,6 @@ class Sessions:
         self.counts["opened"] += 1
         self._on_change()
         if is_head:
-            self._head_tokens[message.session] = [0, 0]
             self._on_request()
         if is_tail:
             self._post(message.client, Opened(message.session))
@@ -300,15 +300,14 @@ class Sessions:
                 room = f"lane {step.lane} up to token {step.start + step.num_tokens}"
                 self.fail(step.session, FailureCode.BAD_MESSAGE, f"nothing is reserved for {room}")
             else:
-                self._count_tokens(step)
+                self._count_tokens(session, step)
                 self._engine.add(Work(step, session.span, hidden, session.next, session.is_tail))
 
-    def _count_tokens(self, step: Step) -> None:
+    def _count_tokens(self, session: ServerSession, step: Step) -> None:
         """What a session's first lane takes in and gives out, at its head: all before the first output is prompt."""
-        tokens = self._head_tokens.get(step.session)
-        if tokens is not None and step.lane == 0:
-            tokens[0] += step.num_tokens if tokens[1] == 0 else 0
-            tokens[1] += step.num_outputs > 0
+        if session.is_head and step.lane == 0:
+            session.num_in += step.num_tokens if session.num_out == 0 else 0
+            session.num_out += step.num_outputs > 0
 
     def _handle_reorder(self, peer: PeerId, message: Reorder) -> None:
         session = self._open.get(message.session)
@@ -355,9 +354,8 @@ class Sessions:
         self._engine.release(session_id)
         if session.is_head:
             self._answer(self.places.end(session.client, session_id, now_s=self._clock()))
-        num_in, num_out = self._head_tokens.pop(session_id, (0, 0))
-        if num_out:
-            self._on_served(num_in, num_out)
+        if session.num_out:
+            self._on_served(session.num_in, session.num_out)
         self._on_change()
 
     def _answer(self, answers: Iterable[Answer]) -> None:
