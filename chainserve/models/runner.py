@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from chainserve.errors import FrameError
 from chainserve.models.cache import KVCache
 from chainserve.models.skeleton import blocks_of, final_norm, with_skips
-from chainserve.planning.profile import MAX_BATCH_TOKENS as MAX_BATCH_TOKENS
 from chainserve.protocol.messages import Step
 from chainserve.types import Span
 
