@@ -17,6 +17,9 @@ from chainserve.planning.values import ModelSpec, require
 MAX_BATCH_TOKENS = 1024
 """Tokens of the largest packed forward that servers run; `BlockProfile.activation_bytes` is what it takes."""
 
+MAX_OUTPUTS = 64
+"""Rows of logits that are computed at once."""
+
 Points = tuple[tuple[int, float], ...]
 """(size, seconds), sizes rising."""
 

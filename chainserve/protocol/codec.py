@@ -8,51 +8,61 @@
 Bytes from a peer are hostile until `decode` has passed them. It raises nothing but FrameError.
 """
 
+import dataclasses
+import math
 import reprlib
+import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from struct import Struct
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import msgpack
 
-from chainserve.errors import FrameError, SpanError
+from chainserve.errors import FrameError, RequestError, SpanError
 from chainserve.protocol.messages import (
     DTYPES,
     Activations,
     Admit,
     Admitted,
     Beat,
+    Choice,
     Close,
     Failed,
     FailureCode,
     Leaving,
+    Logprobs,
     Message,
     Open,
     Opened,
     PlanBody,
     PlanRequest,
     Probe,
+    Prompt,
     Queued,
     Reorder,
+    Sampled,
     Stalled,
     Step,
     WireTensor,
 )
+from chainserve.protocol.pages import HASH_BYTES
+from chainserve.protocol.sampling import MAX_BIASED, MAX_END_TOKENS, MAX_LOGPROBS, Sampling
 from chainserve.types import Chain, Hop, PeerId, SessionId, Span
 
-VERSION = 2
+VERSION = 3
 DETAIL_CHARS = 1000
 """What went wrong is cut to this length: a long description must not keep a failure from arriving."""
 
 _MAGIC = b"cs"
-_PREFIX = Struct("<2sBBI")
+_PREFIX = struct.Struct("<2sBBI")
 _ALIGNMENT = 16
 _ZEROS = bytes(_ALIGNMENT)
 _FAILURE_CODES = {str(code): code for code in FailureCode}
+_SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 
 _OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED, _PLAN_REQUEST, _PLAN_BODY = range(1, 9)
-_ADMIT, _ADMITTED, _QUEUED, _LEAVING, _STALLED = range(9, 14)
-_BEAT, _PROBE = 16, 17  # kinds from 16 on are the links' own
+_ADMIT, _ADMITTED, _QUEUED, _LEAVING, _STALLED, _PROMPT, _SAMPLED = (*range(9, 14), 18, 19)
+_BEAT, _PROBE = 16, 17  # the links' own
 
 Frame = Message | Beat | Probe
 """What a frame may hold."""
@@ -73,6 +83,9 @@ class Limits:
     max_epoch: int = 2**53
     max_blocks: int = 4096
     max_hops: int = 256
+    max_pages: int = 8192  # of a prompt whose prefix may be cached
+    max_vocab: int = 2**24
+    max_choices: int = 128  # tokens that a step gives
     max_lanes: int = 256
     max_name_chars: int = 256  # peer ids, digests
     max_plan_bytes: int = 16 * 2**20
@@ -86,7 +99,9 @@ def encode(message: Frame) -> bytes:
     match message:
         case Activations(steps, WireTensor(dtype, (_, hidden), payload)):
             assert memoryview(payload).nbytes == sum(s.num_tokens for s in steps) * hidden * DTYPES[dtype]
-            packed = [(s.session, s.lane, s.start, s.num_tokens, s.num_outputs, s.sequence) for s in steps]
+            packed = [
+                (s.session, s.lane, s.start, s.num_tokens, s.num_outputs, s.sequence, _packed_ids(s.ids)) for s in steps
+            ]
             kind, fields = _ACTIVATIONS, (dtype, hidden, packed)
         case Beat(sent_us, echo_us, held_us):
             kind, fields = _BEAT, (sent_us, echo_us, held_us)
@@ -96,10 +111,16 @@ def encode(message: Frame) -> bytes:
             kind, fields = _ADMITTED, (session, lease_ms)
         case Queued(session, position, wait_ms):
             kind, fields = _QUEUED, (session, position, wait_ms)
-        case Open(session, model, hops, position, client, num_lanes, max_tokens):
-            kind, fields = _OPEN, (session, model, _packed(hops), position, client, num_lanes, max_tokens)
-        case Opened(session):
-            kind, fields = _OPENED, (session,)
+        case Open(session, model, hops, position, client, num_lanes, max_tokens, sampling, prefix, num_cached):
+            how = None if sampling is None else astuple(sampling)
+            place = _packed(hops), position, client, num_lanes, max_tokens
+            kind, fields = _OPEN, (session, model, *place, how, b"".join(prefix), num_cached)
+        case Opened(session, num_cached):
+            kind, fields = _OPENED, (session, num_cached)
+        case Prompt(session, ids):
+            kind, fields, payload = _PROMPT, (session, len(ids)), _packed_ids(ids)
+        case Sampled(choices):
+            kind, fields = _SAMPLED, (tuple(map(_packed_choice, choices)),)
         case Reorder(session, sources, sequence):
             kind, fields = _REORDER, (session, sources, sequence)
         case Close(session):
@@ -125,6 +146,16 @@ def encode(message: Frame) -> bytes:
 
 def _packed(hops: Sequence[Hop]) -> list[tuple[str, int, int]]:
     return [(hop.peer, hop.span.start, hop.span.end) for hop in hops]
+
+
+def _packed_ids(ids: Sequence[int]) -> bytes:
+    """Token ids as little-endian 32-bit integers."""
+    return struct.pack(f"<{len(ids)}I", *ids)
+
+
+def _packed_choice(choice: Choice) -> tuple[object, ...]:
+    logprobs = tuple((each.chosen, each.likeliest) for each in choice.logprobs)
+    return choice.session, choice.start, choice.ids, choice.is_last, logprobs
 
 
 def decode(frame: bytes | memoryview, limits: Limits) -> Frame:
@@ -162,7 +193,7 @@ def _unpack(header: memoryview, limits: Limits) -> tuple[object, ...]:
         fields = msgpack.unpackb(
             header,
             use_list=False,
-            max_array_len=max(7, limits.max_steps, limits.max_hops, limits.max_lanes),
+            max_array_len=max(MAX_BIASED, limits.max_steps, limits.max_hops, limits.max_lanes),
             max_map_len=0,
             max_ext_len=0,
         )
@@ -176,8 +207,8 @@ def _unpack(header: memoryview, limits: Limits) -> tuple[object, ...]:
 def _sessions_named_in(fields: tuple[object, ...]) -> tuple[bytes, ...]:
     """The session ids in a header that may be wrong in every way."""
     match fields:
-        case (str(), _, tuple() as steps):
-            named = [step[0] for step in steps if isinstance(step, tuple) and step]
+        case (str(), _, tuple() as several) | (tuple() as several,):  # steps, choices
+            named = [each[0] for each in several if isinstance(each, tuple) and each]
         case _:
             named = list(fields[:1])
     return tuple(dict.fromkeys(name for name in named if type(name) is bytes and len(name) == 16))
@@ -218,7 +249,9 @@ def _parse_leaving(fields: tuple[object, ...], payload: memoryview, limits: Limi
 
 
 def _parse_open(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Open:
-    session, model, hops, position, client, num_lanes, max_tokens = _take(7, fields, payload)
+    session, model, hops, position, client, num_lanes, max_tokens, sampling, prefix, num_cached = _take(
+        10, fields, payload
+    )
     chain = _chain(hops, limits)
     return Open(
         session=_session(session),
@@ -228,12 +261,28 @@ def _parse_open(fields: tuple[object, ...], payload: memoryview, limits: Limits)
         client=PeerId(_name(client, "client", limits)),
         num_lanes=_integer(num_lanes, "num_lanes", low=1, high=limits.max_lanes),
         max_tokens=_integer(max_tokens, "max_tokens", low=1, high=limits.max_position),
+        sampling=None if sampling is None else _sampling(sampling, limits),
+        prefix=_hashes(prefix, limits),
+        num_cached=_integer(num_cached, "num_cached", low=0, high=limits.max_position),
     )
 
 
-def _parse_opened(fields: tuple[object, ...], payload: memoryview, _: Limits) -> Opened:
-    (session,) = _take(1, fields, payload)
-    return Opened(_session(session))
+def _parse_opened(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Opened:
+    session, num_cached = _take(2, fields, payload)
+    return Opened(_session(session), _integer(num_cached, "num_cached", low=0, high=limits.max_position))
+
+
+def _parse_prompt(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Prompt:
+    session, num_tokens = _take(2, fields)
+    count = _integer(num_tokens, "num_tokens", low=1, high=limits.max_position)
+    if len(payload) != 4 * count:
+        raise FrameError(f"{count} token ids in {len(payload)} bytes", reason="tensor")
+    return Prompt(_session(session), _ids(bytes(payload), limits))
+
+
+def _parse_sampled(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Sampled:
+    (choices,) = _take(1, fields, payload)
+    return Sampled(tuple(_choice(choice, limits) for choice in _array(choices, "choices", limits.max_steps)))
 
 
 def _parse_activations(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Activations:
@@ -304,6 +353,8 @@ _PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Frame]] =
     _LEAVING: _parse_leaving,
     _STALLED: _parse_stalled,
     _ACTIVATIONS: _parse_activations,
+    _PROMPT: _parse_prompt,
+    _SAMPLED: _parse_sampled,
     _REORDER: _parse_reorder,
     _CLOSE: _parse_close,
     _FAILED: _parse_failed,
@@ -377,9 +428,88 @@ def _hop(value: object, limits: Limits) -> Hop:
         raise FrameError(str(error), reason="field") from None
 
 
+def _number(value: object, what: str) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise FrameError(f"{what} is {reprlib.repr(value)}, want a number", reason="field")
+    return value  # type: ignore[return-value]
+
+
+def _hashes(value: object, limits: Limits) -> tuple[bytes, ...]:
+    if type(value) is not bytes or len(value) % HASH_BYTES or len(value) > limits.max_pages * HASH_BYTES:
+        raise FrameError(f"prefix is {reprlib.repr(value)}, want hashes of {HASH_BYTES} bytes", reason="field")
+    return tuple(value[first : first + HASH_BYTES] for first in range(0, len(value), HASH_BYTES))
+
+
+def _ids(value: object, limits: Limits) -> tuple[int, ...]:
+    """Token ids; whether the model knows them is for the session to check."""
+    if type(value) is not bytes or len(value) % 4:
+        raise FrameError(f"token ids are {reprlib.repr(value)}, want 4 bytes each", reason="field")
+    ids = struct.unpack(f"<{len(value) // 4}I", value)
+    if max(ids, default=0) >= limits.max_vocab:
+        raise FrameError(f"token id {max(ids)}, at most {limits.max_vocab - 1} is taken", reason="field")
+    return ids
+
+
+def _sampling(value: object, limits: Limits) -> Sampling:
+    values = _take(len(_SAMPLING), _array(value, "sampling", len(_SAMPLING)))
+    named: dict[str, Any] = dict(zip(_SAMPLING, values, strict=True))
+    for name in ("num_prompt_tokens", "top_k", "seed", "max_drafts"):
+        _integer(named[name], name, low=0, high=2**63 - 1)
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        _number(named[name], name)
+    if named["num_logprobs"] is not None:
+        _integer(named["num_logprobs"], "num_logprobs", low=0, high=MAX_LOGPROBS)
+    named["logit_bias"] = tuple(
+        (_token(token, limits), _number(bias, "bias"))
+        for token, bias in (_pair(each, "bias") for each in _list(named["logit_bias"], "logit_bias", MAX_BIASED))
+    )
+    ends = _list(named["end_tokens"], "end_tokens", MAX_END_TOKENS)
+    named["end_tokens"] = tuple(_token(token, limits) for token in ends)
+    try:
+        return Sampling(**named)
+    except RequestError as error:
+        raise FrameError(str(error), reason="field") from None
+
+
+def _choice(value: object, limits: Limits) -> Choice:
+    session, start, ids, is_last, logprobs = _take(5, _array(value, "choice", 5))
+    if type(is_last) is not bool:
+        raise FrameError(f"is_last is {reprlib.repr(is_last)}, want a truth value", reason="field")
+    tokens = tuple(_token(token, limits) for token in _array(ids, "ids", limits.max_choices))
+    known = _list(logprobs, "logprobs", limits.max_choices)
+    if known and len(known) != len(tokens):
+        raise FrameError(f"{len(known)} log-probabilities of {len(tokens)} tokens", reason="field")
+    position = _integer(start, "start", low=0, high=limits.max_position)
+    return Choice(_session(session), position, tokens, is_last, tuple(_logprobs(each, limits) for each in known))
+
+
+def _logprobs(value: object, limits: Limits) -> Logprobs:
+    chosen, likeliest = _pair(value, "logprobs")
+    pairs = [_pair(each, "logprob") for each in _list(likeliest, "logprobs", MAX_LOGPROBS)]
+    listed = tuple((_token(token, limits), _number(logprob, "logprob")) for token, logprob in pairs)
+    return Logprobs(_number(chosen, "logprob"), listed)
+
+
+def _token(value: object, limits: Limits) -> int:
+    return _integer(value, "token id", low=0, high=limits.max_vocab - 1)
+
+
+def _pair(value: object, what: str) -> tuple[object, object]:
+    first, second = _take(2, _array(value, what, 2))
+    return first, second
+
+
+def _list(value: object, what: str, limit: int) -> tuple[object, ...]:
+    """As `_array`, but it may be empty."""
+    return () if value == () else _array(value, what, limit)
+
+
 def _step(value: object, limits: Limits) -> Step:
-    session, lane, start, num_tokens, num_outputs, sequence = _take(6, _array(value, "step", 6))
+    session, lane, start, num_tokens, num_outputs, sequence, packed = _take(7, _array(value, "step", 7))
     count = _integer(num_tokens, "num_tokens", low=1, high=limits.max_tokens)
+    ids = _ids(packed, limits)
+    if ids and len(ids) != count:
+        raise FrameError(f"{len(ids)} token ids of {count} tokens", reason="field")
     return Step(
         session=_session(session),
         lane=_integer(lane, "lane", low=0, high=limits.max_lanes - 1),
@@ -387,4 +517,5 @@ def _step(value: object, limits: Limits) -> Step:
         num_tokens=count,
         num_outputs=_integer(num_outputs, "num_outputs", low=0, high=count),
         sequence=_integer(sequence, "sequence", low=0, high=limits.max_sequence),
+        ids=ids,
     )

@@ -5,11 +5,16 @@ back to the client. First the client asks heads for a place: `Admit`, answered b
 later) or `Failed`. `Open`, `Activations`, `Reorder`, `Stalled` and `Close` travel down the chain in order of sending;
 `Opened` and outputs go from the tail to the client; `Failed` travels both ways from where the fault was seen, `Leaving`
 up to the client. `PlanRequest` and `PlanBody` belong to no session.
+
+In activation mode the client sends hidden states and gets hidden states. In token mode, for which `Open` says how to
+sample, it sends its `Prompt` to the head once. From then on the tail chooses tokens and tells the client and the
+head, `Sampled`, and the head goes on with them: the client is not in the loop.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
+from chainserve.protocol.sampling import Sampling
 from chainserve.types import Hop, PeerId, SessionId
 
 DTYPES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -61,7 +66,9 @@ class Open:
     """Reserve cache for a session at every hop of its chain.
 
     `position` is the index in `hops` of the server this message is for. Each of `num_lanes` sequences may grow
-    to `max_tokens` tokens. `model` is the digest of the model the session is for.
+    to `max_tokens` tokens. `model` is the digest of the model the session is for. With `sampling` it runs in token
+    mode, with one lane, and ends at token `max_tokens` at the latest. `prefix` are the hashes of the prompt's pages
+    (`protocol.pages`), of which every hop so far had the first `num_cached` tokens cached.
     """
 
     session: SessionId
@@ -71,13 +78,20 @@ class Open:
     client: PeerId
     num_lanes: int
     max_tokens: int
+    sampling: Sampling | None = None
+    prefix: tuple[bytes, ...] = ()
+    num_cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Every hop has reserved its cache; sent by the tail to the client."""
+    """Every hop has reserved its cache; sent by the tail to the client, and in token mode to the head.
+
+    The first `num_cached` tokens of the prompt are cached everywhere: nobody has to compute them.
+    """
 
     session: SessionId
+    num_cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +100,8 @@ class Step:
 
     Cached positions at or after `start` are forgotten first, so a step can rewind its lane. Of its outputs the
     last `num_outputs` leave the tail. `sequence` counts the steps and reorderings of a session: what comes twice or
-    late is dropped, what comes after a gap ends the session.
+    late is dropped, what comes after a gap ends the session. In token mode `ids` are the tokens; where several
+    outputs are asked for, the tokens but the first of these are drafts, which the tail verifies.
     """
 
     session: SessionId
@@ -95,6 +110,7 @@ class Step:
     num_tokens: int
     num_outputs: int
     sequence: int = 0
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +122,43 @@ class Activations:
 
     steps: tuple[Step, ...]
     tensor: WireTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The tokens that a session in token mode continues, all of them; from the client to the head, once."""
+
+    session: SessionId
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probability of a token that was chosen, and of the likeliest tokens there, likeliest first.
+
+    As the model gives them, before temperature, penalties and filters.
+    """
+
+    chosen: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The next tokens of a session: positions [start, start + len(ids)). After the last ones nothing comes."""
+
+    session: SessionId
+    start: int
+    ids: tuple[int, ...]
+    is_last: bool
+    logprobs: tuple[Logprobs, ...] = ()  # one per token, if asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What the tail has chosen, for one or more sessions; to their clients and to their heads."""
+
+    choices: tuple[Choice, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +206,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Stalled:
-    """The outputs of the step with this sequence number are late: whoever has it still says `Failed`."""
+    """The outputs of the step with this sequence number are late: whoever has it still says `Failed`.
+
+    In token mode the head puts in the number of its last step, which the client does not know.
+    """
 
     session: SessionId
     sequence: int
@@ -189,6 +245,8 @@ Message = (
     | Open
     | Opened
     | Activations
+    | Prompt
+    | Sampled
     | Reorder
     | Close
     | Failed

@@ -2,7 +2,8 @@
 
     OPENING --Opened--> IDLE --steps--> STEPPING --all outputs--> IDLE ... --Close or Failed--> OVER
 
-The methods that act return the messages to send to the head; `receive` takes what comes back.
+In token mode there is one step, the prompt, and its outputs are all tokens up to the last one. The methods that act
+return the messages to send to the head; `receive` takes what comes back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,16 +14,20 @@ from chainserve.errors import ProtocolError
 from chainserve.protocol.messages import (
     DTYPES,
     Activations,
+    Choice,
     Close,
     Failed,
     Message,
     Open,
     Opened,
+    Prompt,
     Reorder,
+    Sampled,
     Stalled,
     Step,
     WireTensor,
 )
+from chainserve.protocol.sampling import Sampling
 from chainserve.types import Chain, PeerId, SessionId
 
 
@@ -55,8 +60,18 @@ class ClientSession:
     """The client's end of one session."""
 
     def __init__(
-        self, session: SessionId, chain: Chain, *, model: str, client: PeerId, num_lanes: int, max_tokens: int
+        self,
+        session: SessionId,
+        chain: Chain,
+        *,
+        model: str,
+        client: PeerId,
+        num_lanes: int,
+        max_tokens: int,
+        sampling: Sampling | None = None,
+        prefix: tuple[bytes, ...] = (),
     ) -> None:
+        """With `sampling` in token mode, where `prefix` are the hashes of the prompt's pages."""
         self.id = session
         self.chain = chain
         self.phase = Phase.OPENING
@@ -65,6 +80,8 @@ class ClientSession:
         self._model = model
         self._client = client
         self._max_tokens = max_tokens
+        self._sampling = sampling
+        self._prefix = prefix
         self._sequence = 0  # of the next step or reordering
         self._awaited: dict[int, tuple[int, int]] = {}  # lane -> positions [next, end) still to come
 
@@ -78,7 +95,16 @@ class ClientSession:
             client=self._client,
             num_lanes=len(self.lengths),
             max_tokens=self._max_tokens,
+            sampling=self._sampling,
+            prefix=self._prefix,
         )
+
+    def prompt(self, ids: Sequence[int]) -> Prompt:
+        """The message that starts token mode: from now on tokens come until the last one."""
+        self._expect(Phase.IDLE)
+        self.phase = Phase.STEPPING
+        self.lengths = [len(ids)]
+        return Prompt(self.id, tuple(ids))
 
     def step(self, num_tokens: Sequence[int], num_outputs: Sequence[int], *, chunk_tokens: int) -> list[list[Chunk]]:
         """Continue lane i by num_tokens[i] tokens and ask for its last num_outputs[i] outputs.
@@ -131,7 +157,7 @@ class ClientSession:
         self.phase = Phase.OVER
         return Close(self.id)
 
-    def receive(self, message: Message) -> list[Output]:
+    def receive(self, message: Message) -> Sequence[Output | Choice]:
         """Take what came from the chain; ProtocolError if it is not what was awaited."""
         match message:
             case Failed():
@@ -148,6 +174,9 @@ class ClientSession:
             case Activations():
                 self._expect(Phase.STEPPING)
                 return list(self._outputs(message))
+            case Sampled():
+                self._expect(Phase.STEPPING)
+                return list(self._choices(message))
             case _:
                 raise ProtocolError(f"a client does not take {type(message).__name__}")
 
@@ -168,6 +197,18 @@ class ClientSession:
             yield Output(step.lane, rows)
         if not self._awaited:
             self.phase = Phase.IDLE
+
+    def _choices(self, message: Sampled) -> Iterator[Choice]:
+        for choice in message.choices:
+            if choice.session != self.id:
+                continue
+            end = choice.start + len(choice.ids)
+            if self._sampling is None or choice.start != self.lengths[0] or end > self._max_tokens + 1:
+                raise ProtocolError(f"tokens for positions {choice.start} to {end} were not asked for")
+            if choice.is_last or end > self._max_tokens:
+                self.phase = Phase.IDLE
+            self.lengths = [end]
+            yield choice
 
     def _expect(self, phase: Phase) -> None:
         if self.phase is not phase:

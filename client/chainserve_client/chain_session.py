@@ -1,18 +1,13 @@
-"""A session on one chain: hidden states in at the head, out at the tail, until the chain breaks."""
+"""A session on one chain: messages in at the head, out at the tail, until the chain breaks."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
-import torch
-
-from chainserve.errors import SessionLostError, SessionRefusedError
-from chainserve.models.wire import from_wire, to_wire
-from chainserve.protocol.messages import Activations, Close, Failed, FailureCode, Leaving, Message
-from chainserve.protocol.session import ClientSession, Phase
+from chainserve.errors import ProtocolError, SessionLostError, SessionRefusedError
+from chainserve.protocol.messages import Choice, Close, Failed, FailureCode, Leaving, Message
+from chainserve.protocol.session import ClientSession, Output, Phase
 from chainserve.types import Chain, PeerId
 
-CHUNK_TOKENS = 512
-"""Tokens per message of a long prompt: servers down the chain work on one while the next is on its way."""
 OPEN_TIMEOUT_PER_HOP_S = 10.0
 """Longer than a server tries to reach the next, so that who is named is the one that could not be reached."""
 STEP_TIMEOUT_S = 600.0
@@ -73,41 +68,42 @@ class ChainSession:
         if failure := self.state.failure:
             raise SessionRefusedError(failure.peer, failure.detail, code=failure.code)
 
-    async def step(
-        self, hidden: torch.Tensor, num_tokens: Sequence[int], num_outputs: Sequence[int]
-    ) -> list[torch.Tensor]:
-        """Continue every lane and return its outputs.
+    async def send(self, message: Message) -> None:
+        """Send a message of the session's own."""
+        await self._send(message)
 
-        `hidden` (sum of num_tokens, hidden size) holds the lanes' tokens one lane after another; the result has
-        for each lane a tensor (num_outputs[lane], hidden size). SessionLostError if the chain broke.
+    async def outputs(self, num_tokens: int) -> AsyncGenerator[Output | Choice, None]:
+        """What the chain gives until the step that was sent has ended, one of `num_tokens` tokens.
+
+        In token mode the step ends with the last token, and each token after the first is expected as soon as a step of
+        one token takes. SessionLostError if the chain broke.
         """
-        for chunks in self.state.step(num_tokens, num_outputs, chunk_tokens=CHUNK_TOKENS):
-            first, last = chunks[0], chunks[-1]
-            rows = hidden[first.first : last.first + last.step.num_tokens]
-            await self._send(Activations(tuple(chunk.step for chunk in chunks), to_wire(rows)))
-        outputs: list[list[torch.Tensor]] = [[] for _ in num_tokens]
+        while self.state.phase is Phase.STEPPING:
+            for output in await self._next_outputs(num_tokens):
+                yield output
+                num_tokens = 1
+        self._raise_if_lost()
 
-        async def receive() -> None:
-            while self.state.phase is Phase.STEPPING:
-                for output in self.state.receive(await self._inbox.get()):
-                    rows = from_wire(output.tensor, dtype=hidden.dtype, device=hidden.device)
-                    outputs[output.lane].append(rows)
-
+    async def _next_outputs(self, num_tokens: int) -> list[Output | Choice]:
+        """The next outputs; none if the session is over."""
         timeout_s = STEP_TIMEOUT_S
         if self._predict is not None:
-            timeout_s = min(timeout_s, SLACK_S + SLACK * self._predict(len(hidden)))
+            timeout_s = min(timeout_s, SLACK_S + SLACK * self._predict(num_tokens))
         try:
             async with asyncio.timeout(timeout_s):
-                await receive()
+                return await self._receive()
         except TimeoutError:
-            await self._find_the_late(receive, f"no output within {timeout_s:.1f} s")
-        self._raise_if_lost()
-        empty = hidden[:0]
-        return [torch.cat(parts) if parts else empty for parts in outputs]
+            return await self._find_the_late(f"no output within {timeout_s:.1f} s")
 
-    async def reorder(self, sources: Sequence[int]) -> None:
-        """Let lane i continue from what lane sources[i] has cached."""
-        await self._send(self.state.reorder(sources))
+    async def _receive(self) -> list[Output | Choice]:
+        outputs: list[Output | Choice] = []
+        while self.state.phase is Phase.STEPPING and not outputs:
+            try:
+                outputs += self.state.receive(await self._inbox.get())
+            except ProtocolError as error:
+                self.state.receive(Failed(self.state.id, self.chain.tail, FailureCode.BAD_MESSAGE, str(error)))
+                await self._send(Close(self.state.id))
+        return outputs
 
     async def close(self) -> None:
         """Free the session's cache along the chain."""
@@ -117,15 +113,16 @@ class ChainSession:
             self.deliver(message)  # wakes a step that still waits
             await self._send(message)
 
-    async def _find_the_late(self, receive: Callable[[], Awaitable[None]], detail: str) -> None:
+    async def _find_the_late(self, detail: str) -> list[Output | Choice]:
         """Ask the chain who holds up the step, which ends the session; if nobody says, it is the head's fault."""
         await self._send(self.state.stalled())
         try:
             async with asyncio.timeout(BLAME_S):
-                await receive()
+                return await self._receive()
         except TimeoutError:
             self.state.receive(Failed(self.state.id, self.chain.head, FailureCode.STALLED, detail))
             await self._send(Close(self.state.id))
+            return []
 
     def _raise_if_lost(self) -> None:
         if failure := self.state.failure:

@@ -120,9 +120,9 @@ async def connect(options: argparse.Namespace) -> "AsyncClient":
     Parameters.parse(generation_options(options))
     check_token(options.token)
 
-    from chainserve_client.client import AsyncClient  # imports torch, which takes seconds
+    from chainserve_client.client import AsyncClient
 
-    return await AsyncClient.connect(options.token, model=options.model, progress=True)
+    return await AsyncClient.connect(options.token, model=options.model)
 
 
 def check_token(text: str) -> None:

@@ -1,43 +1,25 @@
 """The client: connect to a swarm with its token, then generate."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
-import torch
-from transformers import PreTrainedModel
-
-from chainserve.errors import ModelNotFoundError, RequestError, SwarmError
-from chainserve.models.ends import Ends
-from chainserve.models.load import load_weights
-from chainserve.models.resolve import resolve
-from chainserve.models.skeleton import build_skeleton
-from chainserve.models.source import ModelSource
+from chainserve.errors import RequestError, SwarmError
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.view import View
 from chainserve.types import Chain
 from chainserve_client.generation import Generation, Piece, Stream, generate
 from chainserve_client.join import join
 from chainserve_client.network import ModelInSwarm, Network
-from chainserve_client.opening import Request, open_session
+from chainserve_client.opening import Request, open_line
 from chainserve_client.parameters import TIMEOUT_S, GenerationOptions, Parameters
-from chainserve_client.session import Session
+from chainserve_client.text_model import TextModel, fetch_text_model
+from chainserve_client.token_session import TokenSession
 
-
-@dataclass(frozen=True, slots=True)
-class LocalModel:
-    """What the client itself holds of a model: tokenizer, embedding and head."""
-
-    source: ModelSource
-    tokenizer: Any
-    skeleton: PreTrainedModel
-    ends: Ends
-    end_tokens: frozenset[int]
+if TYPE_CHECKING:
+    from chainserve_client.session import Session
 
 
 class AsyncClient:
@@ -48,29 +30,24 @@ class AsyncClient:
             print(piece.text, end="", flush=True)
     """
 
-    def __init__(self, network: Network, model: ModelInSwarm, local: LocalModel, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, network: Network, model: ModelInSwarm, text: TextModel) -> None:
         self.network = network
         self.model = model
-        self.local = local
-        self._executor = executor
+        self.text = text
 
     @classmethod
-    async def connect(cls, token: str, *, model: str | None = None, progress: bool = False) -> Self:
-        """Join the swarm of `token` and load the embedding and head of its model.
+    async def connect(cls, token: str, *, model: str | None = None) -> Self:
+        """Join the swarm of `token`, and learn from a server how its model writes text.
 
-        `model` names one of several models of the swarm, or where this machine finds it if that is elsewhere than
-        for the servers. TokenError, JoinError and ModelNotFoundError say what to do.
+        `model` names one of several models of the swarm. TokenError, JoinError and SwarmError say what to do.
         """
         async with AsyncExitStack() as undo:
             network = await join(token)
             undo.push_async_callback(network.close)
-            executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-            undo.callback(executor.shutdown, wait=False)
             chosen = choose_model(network.swarm.view, model)
-            loop = asyncio.get_running_loop()
-            local = await loop.run_in_executor(executor, load_local_model, model or chosen.name, chosen, progress)
+            text = await fetch_text_model(network, chosen)
             undo.pop_all()
-        return cls(network, chosen, local, executor)
+        return cls(network, chosen, text)
 
     async def generate(
         self, prompt: str | Sequence[int], *, chain: Chain | None = None, **options: Unpack[GenerationOptions]
@@ -96,25 +73,20 @@ class AsyncClient:
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt; RequestError if there are none or the model does not know them."""
-        ids = list(self.local.tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else [*map(int, prompt)]
+        ids = self.text.encode(prompt) if isinstance(prompt, str) else [*map(int, prompt)]
         if not ids:
             raise RequestError("the prompt is empty: give at least one token")
-        vocabulary = self.local.source.config.vocab_size
-        if not all(0 <= token < vocabulary for token in ids):
-            raise RequestError(f"token ids must be in [0, {vocabulary})")
+        if not all(0 <= token < self.text.vocab_size for token in ids):
+            raise RequestError(f"token ids must be in [0, {self.text.vocab_size})")
         return ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation ({"role": ..., "content": ...}), up to where the model answers."""
-        if not self.local.tokenizer.chat_template:
-            raise RequestError(f"{self.model.name} has no chat template: use generate with a plain prompt")
-        encoded = self.local.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+        return self.text.encode_chat(messages)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
-        text: str = self.local.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return self.text.decode(tokens)
 
     async def open_session(
         self,
@@ -124,12 +96,15 @@ class AsyncClient:
         input_tokens: int | None = None,
         timeout_s: float = TIMEOUT_S,
         chain: Chain | None = None,
-    ) -> Session:
-        """Open a session for those who drive the model themselves; `chain` as in `generate`. Close it when done.
+    ) -> "Session":
+        """Open a session in activation mode, for those who run embedding and head themselves; close it when done.
 
         Each of `num_lanes` sequences may grow to `max_tokens` tokens, of which `input_tokens` are known already. Places
-        on chains are looked for until `timeout_s` from now, also when the session has to go on elsewhere.
+        on chains are looked for until `timeout_s` from now, also when the session has to go on elsewhere; `chain` as in
+        `generate`. It needs torch.
         """
+        from chainserve_client.session import Session
+
         request = Request(
             model=self.model,
             num_lanes=num_lanes,
@@ -138,7 +113,7 @@ class AsyncClient:
             timeout_s=timeout_s,
             chain=chain,
         )
-        return await open_session(self.network, request)
+        return Session(await open_line(self.network, request), num_lanes=num_lanes)
 
     async def plan(self) -> SwarmPlan | None:
         """The plan that the servers of this model follow now, None if there is none yet.
@@ -151,7 +126,6 @@ class AsyncClient:
     async def close(self) -> None:
         """End all sessions and leave the swarm."""
         await self.network.close()
-        self._executor.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -165,24 +139,26 @@ class AsyncClient:
         self, prompt: Sequence[int], parameters: Parameters, chain: Chain | None
     ) -> AsyncGenerator[Piece | Generation, None]:
         started = time.monotonic()
-        # The last token is never sent back through the chain, so it needs no room there.
-        max_tokens = len(prompt) + parameters.max_new_tokens - 1
-        session = await self.open_session(
+        ids = list(prompt)
+        request = Request(
+            model=self.model,
             num_lanes=1,
-            max_tokens=max_tokens,
+            max_tokens=len(prompt) + parameters.max_new_tokens - 1,  # the last token never runs through the blocks
             input_tokens=len(prompt),
             timeout_s=parameters.timeout_s,
             chain=chain,
+            sampling=parameters.sampling(num_prompt_tokens=len(prompt), end_tokens=self.text.end_tokens),
+            ids=ids,
         )
+        ends = frozenset() if parameters.ignore_end else self.text.end_tokens
+        session = TokenSession(await open_line(self.network, request), ids)
         try:
             pieces = generate(
                 session,
-                self.local.ends,
-                prompt,
                 parameters,
-                end_tokens=self.local.end_tokens,
+                num_prompt_tokens=len(prompt),
+                end_tokens=ends | frozenset(parameters.stop_tokens),
                 decode=self.decode,
-                executor=self._executor,
                 started=started,
             )
             async with aclosing(pieces):
@@ -207,24 +183,3 @@ def choose_model(view: View, name: str | None) -> ModelInSwarm:
         return next(iter(models.values()))
     names = ", ".join(sorted(model.name for model in models.values()))
     raise SwarmError(f"the swarm serves {len(models)} models ({names}): name one with model=... or --model")
-
-
-def load_local_model(name: str, model: ModelInSwarm, progress: bool) -> LocalModel:
-    """Load what a client needs of `model` from wherever `name` leads on this machine."""
-    source = resolve(name)
-    if source.digest != model.digest:
-        raise ModelNotFoundError(f"{name} on this machine is not the model that the swarm serves as {model.name}")
-    skeleton = build_skeleton(source.config, None, embed=True, head=True)
-    dtype: torch.dtype = getattr(torch, model.dtype)
-    load_weights(skeleton, source, dtype=dtype, device=torch.device("cpu"), progress=progress)
-    tokenizer = source.tokenizer()
-    return LocalModel(source, tokenizer, skeleton, Ends(skeleton), end_tokens(source, tokenizer))
-
-
-def end_tokens(source: ModelSource, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer, as the model's generation config, its config and its tokenizer say."""
-    ids: set[int] = set()
-    for holder in (source.generation_config(), source.config, tokenizer):
-        end = getattr(holder, "eos_token_id", None)
-        ids.update([end] if isinstance(end, int) else end or [])
-    return frozenset(ids)

@@ -1,20 +1,18 @@
-"""The token loop: embed, send through the chain, head, sample, until the end."""
+"""From tokens as they come to pieces of text, until the end."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 
-import torch
-
 from chainserve.errors import RequestLostError, SessionLostError
-from chainserve.models.ends import Ends
+from chainserve.protocol.messages import Logprobs
 from chainserve.types import Chain
+from chainserve_client.lifeline import Recovery
 from chainserve_client.parameters import Parameters
-from chainserve_client.sampling import Sampler
-from chainserve_client.session import Recovery, Session
 from chainserve_client.text import Decode, TextStream
+from chainserve_client.token_session import TokenSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +22,8 @@ class Piece:
     token: int
     text: str
     chain: Chain
+    logprobs: Logprobs | None = None
+    """If they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class Generation:
     first_token_s: float
     """From the request to its first token."""
     total_s: float
+    logprobs: tuple[Logprobs, ...] = ()
+    """Of each new token, if they were asked for."""
     recoveries: tuple[Recovery, ...] = ()
     """Servers that were lost on the way, and what it took to go on without them."""
 
@@ -79,62 +81,59 @@ class Stream(AsyncIterator[Piece]):
 
 
 async def generate(
-    session: Session,
-    ends: Ends,
-    prompt: Sequence[int],
+    session: TokenSession,
     parameters: Parameters,
     *,
+    num_prompt_tokens: int,
     end_tokens: frozenset[int],
     decode: Decode,
-    executor: Executor,
     started: float,
 ) -> AsyncGenerator[Piece | Generation, None]:
-    """Continue `prompt` over an open session: pieces, and the `Generation` as the last item.
+    """Continue the prompt of a session that is open: pieces, and the `Generation` as the last item.
 
-    `executor` runs what torch computes; `started` is the time.monotonic() of the request. RequestLostError, with what
+    Tokens of `end_tokens` give no text; `started` is the time.monotonic() of the request. RequestLostError, with what
     has come so far, if its servers are lost and no others take over, or if it takes too long.
     """
-    loop = asyncio.get_running_loop()
-    sampler = Sampler(parameters)
     stream = TextStream(decode, parameters.stop)
-    tokens: list[int] = []
-    texts: list[str] = []
+    pieces: list[Piece] = []
     first_token_s = 0.0
-
-    def choose(output: torch.Tensor) -> tuple[int, torch.Tensor]:
-        token = sampler.next_token(ends.logits(output)[-1])
-        return token, ends.embed(torch.tensor([token]))
-
-    hidden = await loop.run_in_executor(executor, ends.embed, torch.tensor(prompt))
-    while True:
-        try:
-            async with asyncio.timeout(max(0.0, started + parameters.timeout_s - time.monotonic())):
-                [output] = await session.step(hidden, [len(hidden)], [1])
-        except SessionLostError as error:
-            raise RequestLostError(error.peer, error.reason, tokens=tuple(tokens), text="".join(texts)) from error
-        except TimeoutError as error:
-            late = f"the request did not end within {parameters.timeout_s:g} s"
-            raise RequestLostError(session.chain.head, late, tokens=tuple(tokens), text="".join(texts)) from error
-        token, hidden = await loop.run_in_executor(executor, choose, output)
-        tokens.append(token)
-        if len(tokens) == 1:
-            first_token_s = time.monotonic() - started
-        ended = token in end_tokens
-        texts.append("" if ended else stream.push(token))
-        stopped = ended or stream.stopped
-        last = stopped or len(tokens) == parameters.max_new_tokens
-        if last:
-            texts[-1] += stream.finish()
-        yield Piece(token, texts[-1], session.chain)
-        if last:
-            break
+    stopped = False
+    async with aclosing(session.tokens()) as choices:
+        while not stopped and len(pieces) < parameters.max_new_tokens:
+            try:
+                async with asyncio.timeout(max(0.0, started + parameters.timeout_s - time.monotonic())):
+                    choice = await anext(choices)
+            except SessionLostError as error:
+                raise lost(error.peer, error.reason, pieces) from error
+            except TimeoutError as error:
+                late = f"the request did not end within {parameters.timeout_s:g} s"
+                raise lost(session.chain.head, late, pieces) from error
+            first_token_s = first_token_s or time.monotonic() - started
+            for index, token in enumerate(choice.ids):
+                ended = token in end_tokens
+                text = "" if ended else stream.push(token)
+                stopped = ended or stream.stopped
+                is_last = stopped or len(pieces) + 1 == parameters.max_new_tokens
+                text += stream.finish() if is_last else ""
+                logprobs = choice.logprobs[index] if choice.logprobs else None
+                pieces.append(Piece(token, text, session.chain, logprobs))
+                yield pieces[-1]
+                if is_last:
+                    break
     yield Generation(
-        text="".join(texts),
-        tokens=tuple(tokens),
+        text="".join(piece.text for piece in pieces),
+        tokens=tuple(piece.token for piece in pieces),
         finish_reason="stop" if stopped else "length",
-        num_prompt_tokens=len(prompt),
+        num_prompt_tokens=num_prompt_tokens,
         chain=session.chain,
         first_token_s=first_token_s,
         total_s=time.monotonic() - started,
+        logprobs=tuple(piece.logprobs for piece in pieces if piece.logprobs is not None),
         recoveries=tuple(session.recoveries),
     )
+
+
+def lost(peer: str, reason: str, pieces: list[Piece]) -> RequestLostError:
+    """The error of a generation that broke off, with what had come."""
+    text = "".join(piece.text for piece in pieces)
+    return RequestLostError(peer, reason, tokens=tuple(piece.token for piece in pieces), text=text)

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chainserve.errors import RequestError
 from chainserve_client.blocking import Client
+from chainserve_client.local_model import load_local_model
 from chainserve_client.session import Session
 
 
@@ -74,8 +75,10 @@ class RemoteModelForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _supports_sdpa = True  # of what is computed here, nothing attends
 
-    def __init__(self, client: Client) -> None:
-        local = client.asynchronous.local
+    def __init__(self, client: Client, *, model: str | None = None, progress: bool = False) -> None:
+        """`model` is where this machine finds the model, if that is elsewhere than for the servers."""
+        chosen = client.asynchronous.model
+        local = load_local_model(model or chosen.name, chosen, progress=progress)
         super().__init__(local.source.config)
         self.client = client
         self.tokenizer = local.tokenizer
@@ -86,8 +89,17 @@ class RemoteModelForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_swarm(cls, token: str, *, model: str | None = None, progress: bool = False) -> Self:
-        """Connect to the swarm of `token`; `model.client.close()` leaves it."""
-        return cls(Client.connect(token, model=model, progress=progress))
+        """Connect to the swarm of `token`, and load embedding and head of its model; `model.client.close()` leaves it.
+
+        `model` names one of several models of the swarm, or where this machine finds it if that is elsewhere than for
+        the servers. ModelNotFoundError if it is not the swarm's.
+        """
+        client = Client.connect(token, model=model)
+        try:
+            return cls(client, model=model, progress=progress)
+        except BaseException:
+            client.close()
+            raise
 
     def new_cache(self, *, num_lanes: int, max_tokens: int) -> RemoteCache:
         """Reserve room on the servers for `num_lanes` sequences of up to `max_tokens` tokens; close it when done."""

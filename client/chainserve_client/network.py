@@ -13,11 +13,15 @@ from chainserve.protocol.messages import (
     Admitted,
     Failed,
     FailureCode,
+    Leaving,
     Message,
+    Opened,
     PlanBody,
     PlanRequest,
     Queued,
+    Sampled,
 )
+from chainserve.protocol.sampling import Sampling
 from chainserve.protocol.search import Candidate
 from chainserve.protocol.session import ClientSession
 from chainserve.swarm.interface import Swarm
@@ -41,6 +45,8 @@ LOOK_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 """After which a server that was lost is looked for, again and again."""
 
 PlaceAnswer = Admitted | Queued | Failed
+SessionMessage = Activations | Sampled | Opened | Failed | Leaving
+"""What servers say to a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +163,14 @@ class Network:
         *,
         num_lanes: int,
         max_tokens: int,
+        sampling: Sampling | None = None,
+        prefix: tuple[bytes, ...] = (),
         predict: Predict | None = None,
     ) -> ChainSession:
-        """Open a session on this chain; LinkLostError and SessionRefusedError name the server that did not take it."""
+        """Open a session on this chain, in token mode with `sampling`, where `prefix` are the hashes of its pages.
+
+        LinkLostError and SessionRefusedError name the server that did not take it.
+        """
         state = ClientSession(
             session_id,
             chain,
@@ -167,6 +178,8 @@ class Network:
             client=self.swarm.peer_id,
             num_lanes=num_lanes,
             max_tokens=max_tokens,
+            sampling=sampling,
+            prefix=prefix,
         )
 
         async def send(message: Message) -> None:
@@ -212,8 +225,9 @@ class Network:
                 answers.put_nowait(message)
             if not isinstance(message, Failed):
                 return  # of a place that was found meanwhile: its session has the same id
-        ids = {step.session for step in message.steps} if isinstance(message, Activations) else {message.session}
-        for session_id in ids:
+        if not isinstance(message, SessionMessage):
+            return
+        for session_id in sessions_of(message):
             session = self._sessions.get(session_id)
             if session is not None and peer in (session.chain.head, session.chain.tail):
                 session.deliver(message)
@@ -244,3 +258,14 @@ class Network:
         await self.outbox.close()
         await self.links.close()
         await self.swarm.close()
+
+
+def sessions_of(message: SessionMessage) -> set[SessionId]:
+    """The sessions that a message is for."""
+    match message:
+        case Activations():
+            return {step.session for step in message.steps}
+        case Sampled():
+            return {choice.session for choice in message.choices}
+        case _:
+            return {message.session}

@@ -19,15 +19,17 @@ from chainserve.errors import (
 )
 from chainserve.planning.values import PlannedChain
 from chainserve.protocol.messages import Failed, FailureCode
+from chainserve.protocol.pages import page_hashes
+from chainserve.protocol.sampling import Sampling
 from chainserve.protocol.search import Candidate, PlaceSearch, Sending
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import Announcement
 from chainserve.types import Chain, PeerId, SessionId
 from chainserve_client.chain_session import ChainSession
 from chainserve_client.dispatch import choose_chain, planned_chains, step_predictor
+from chainserve_client.lifeline import Lifeline, Why
 from chainserve_client.network import ModelInSwarm, Network
 from chainserve_client.parameters import TIMEOUT_S
-from chainserve_client.session import Session, Why
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Request:
     input_tokens: int | None = None  # of these; None: not known
     timeout_s: float = TIMEOUT_S
     chain: Chain | None = None  # this one or none
+    sampling: Sampling | None = None  # how to sample, in token mode
+    ids: Sequence[int] = ()  # in token mode the tokens so far: the prompt, and what has come when it is opened again
 
     @property
     def num_tokens(self) -> int:
@@ -64,7 +68,7 @@ class Request:
         return self.num_lanes * self.max_tokens
 
 
-async def open_session(network: Network, request: Request) -> Session:
+async def open_line(network: Network, request: Request) -> Lifeline:
     """Open a session on the fastest chain with a place free, or wait for one; it goes on elsewhere if that breaks.
 
     NoChainError if blocks are missing, PromptTooLongError if no chain's cache can ever hold the session, NoPlaceError
@@ -72,15 +76,12 @@ async def open_session(network: Network, request: Request) -> Session:
     other, and a refusal is raised as it is; RequestError if it does not run all blocks of the model.
     """
     model, chain = request.model, request.chain
-    if chain is not None:
-        if chain.num_blocks != model.num_blocks:
-            raise RequestError(f"the chain runs {chain.num_blocks} blocks, {model.name} has {model.num_blocks}")
-        opened = await network.open_on(
-            chain, _new_id(), model, num_lanes=request.num_lanes, max_tokens=request.max_tokens
-        )
-        return Session(opened, num_lanes=request.num_lanes, reopen=None)
     opening = Opening(network, request)
-    return Session(await opening.open(), num_lanes=request.num_lanes, reopen=opening.reopen)
+    if chain is None:
+        return Lifeline(await opening.open(), opening.reopen)
+    if chain.num_blocks != model.num_blocks:
+        raise RequestError(f"the chain runs {chain.num_blocks} blocks, {model.name} has {model.num_blocks}")
+    return Lifeline(await opening.open_at(Candidate(_new_id(), chain.hops)), None)
 
 
 class Opening:
@@ -121,7 +122,7 @@ class Opening:
             async with asyncio.timeout(min(self.left_s, within_s)):
                 while True:
                     try:
-                        return await self._open_at(await self._choose(is_planned=num_stale < MAX_STALE))
+                        return await self.open_at(await self._choose(is_planned=num_stale < MAX_STALE))
                     except (LinkLostError, SessionRefusedError) as error:
                         logger.info("no session: %s", error)
                         refusal = error
@@ -233,7 +234,8 @@ class Opening:
         for head, message in sendings:
             self._network.outbox.post(head, message)
 
-    async def _open_at(self, place: Candidate) -> ChainSession:
+    async def open_at(self, place: Candidate) -> ChainSession:
+        """Open on this chain, where the session has a place."""
         request, chain = self._request, Chain(place.hops)
         plan = await self._network.plan_in_view(request.model.digest)
         return await self._network.open_on(
@@ -242,8 +244,20 @@ class Opening:
             request.model,
             num_lanes=request.num_lanes,
             max_tokens=request.max_tokens,
+            sampling=request.sampling,
+            prefix=prefix_of(request),
             predict=step_predictor(plan, chain) if plan is not None else None,
         )
+
+
+def prefix_of(request: Request) -> tuple[bytes, ...]:
+    """Hashes of the pages that servers may have computed before; at least the last token is left to compute.
+
+    None where the choice of tokens depends on all tokens before: the tail has to see them.
+    """
+    if request.sampling is None or request.sampling.needs_history:
+        return ()
+    return page_hashes(request.model.digest, request.ids[:-1])
 
 
 def _new_id() -> SessionId:

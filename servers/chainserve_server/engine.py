@@ -18,8 +18,10 @@ import torch
 from chainserve.errors import StepError
 from chainserve.models.cache import KVCache
 from chainserve.models.runner import Runner
+from chainserve.models.sampling import TokenSampler
 from chainserve.models.wire import from_wire, to_wire
-from chainserve.protocol.messages import Activations, FailureCode, Reorder, Step, WireTensor
+from chainserve.planning.profile import MAX_OUTPUTS
+from chainserve.protocol.messages import Activations, Choice, FailureCode, Reorder, Sampled, Step, WireTensor
 from chainserve.types import PeerId, SessionId, Span
 
 logger = logging.getLogger(__name__)
@@ -29,15 +31,31 @@ logger = logging.getLogger(__name__)
 class Work:
     """A step that waits for its turn.
 
-    `hidden` has shape (step.num_tokens, hidden size). All outputs go on to `receiver`, or, from the tail, only
-    those the client asked for.
+    `hidden` has shape (step.num_tokens, hidden size); None at the head in token mode, which embeds the step's tokens.
+    All outputs go on to `receiver`, or, from the tail, only those that were asked for. With a `sampler` the tail
+    chooses tokens and tells the `receiver` and the `head` of the chain.
     """
 
     step: Step
     span: Span
-    hidden: WireTensor
+    hidden: WireTensor | None
     receiver: PeerId
     is_tail: bool
+    sampler: TokenSampler | None = None
+    head: PeerId | None = None
+    num_hops: int = 1  # of the chain
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it may be cut into chunks."""
+        return self.hidden is None and self.step.num_outputs <= 1
+
+    def cut(self, num_tokens: int) -> tuple["Work", "Work"]:
+        """The first tokens of a prompt, and the rest."""
+        step, end = self.step, self.step.start + num_tokens
+        first = replace(step, num_tokens=num_tokens, num_outputs=0, ids=step.ids[:num_tokens])
+        rest = replace(step, start=end, num_tokens=step.num_tokens - num_tokens, ids=step.ids[num_tokens:])
+        return replace(self, step=first), replace(self, step=rest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +67,7 @@ class Reordering:
 
 
 Item = Work | Reordering
+Outgoing = Activations | Sampled | Reorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +95,19 @@ class Forward:
 class Outcome:
     """What an iteration gave: messages to pass on, and sessions that cannot go on."""
 
-    messages: list[tuple[PeerId, Activations | Reorder]]
+    messages: list[tuple[PeerId, Outgoing]]
     failures: list[tuple[SessionId, FailureCode, str]]
     forwards: list[Forward] = field(default_factory=list)
 
 
-Emit = Callable[[PeerId, Activations | Reorder], None]
+Emit = Callable[[PeerId, Outgoing], None]
 Fail = Callable[[SessionId, FailureCode, str], None]
 Observe = Callable[[Forward], None]
+ChunkTokens = Callable[[Work, int], int]
+"""Tokens of a prompt's next chunk, while so many sessions are decoding."""
+
+DECODING_S = 1.0
+"""So long after its last step a session counts as decoding: its next one is under way."""
 
 
 class Engine:
@@ -98,6 +122,7 @@ class Engine:
         emit: Emit,
         fail: Fail,
         observe: Observe = lambda _forward: None,
+        chunk_tokens: ChunkTokens | None = None,  # None: prompts run as large as a batch may be
     ) -> None:
         self.cache = cache
         self.runner = runner
@@ -105,6 +130,8 @@ class Engine:
         self._emit = emit
         self._fail = fail
         self._observe = observe
+        self._chunk_tokens = chunk_tokens or (lambda _work, _num_decoding: max_batch_tokens)
+        self._decoded_at: dict[SessionId, float] = {}  # when sessions took their last short step
         self._queues: dict[SessionId, deque[Item]] = {}
         self._changes: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
@@ -119,6 +146,7 @@ class Engine:
     def release(self, session: SessionId) -> None:
         """Forget the session's work and free its cache: the books at once, the memory before the next iteration."""
         self._queues.pop(session, None)
+        self._decoded_at.pop(session, None)
         self.cache.release(session)
 
     async def between_iterations(self, change: Callable[[], None]) -> None:
@@ -176,6 +204,12 @@ class Engine:
         assert self.runner is not None, "sessions are open, but no blocks are there"
         return run_batch(self.runner, batch)
 
+    @property
+    def num_decoding(self) -> int:
+        """Sessions that decode here now: their steps are here, or on their way around the chain."""
+        since = time.monotonic() - DECODING_S
+        return sum(at > since for at in self._decoded_at.values())
+
     def _take_batch(self) -> "Batch":
         """Remove from the queues what the next iteration runs."""
         reorders: list[Reordering] = []
@@ -183,11 +217,24 @@ class Engine:
             while queue and isinstance(queue[0], Reordering):
                 reorders.append(queue[0])
                 queue.popleft()
+        num_decoding = self.num_decoding
+        for queue in self._queues.values():
+            cut_prompt(queue, lambda work: self._chunk_tokens(work, num_decoding))
         works = choose_batch(self._queues, max_tokens=self._max_batch_tokens)
         for work in works:
             self._queues[work.step.session].remove(work)
+            if work.step.start and work.step.num_outputs == work.step.num_tokens:
+                self._decoded_at[work.step.session] = time.monotonic()
         self._queues = {session: queue for session, queue in self._queues.items() if queue}
         return Batch(reorders, works)
+
+
+def cut_prompt(queue: deque[Item], chunk_tokens: Callable[[Work], int]) -> None:
+    """Cut the next chunk off a prompt that is first in its queue."""
+    work = queue[0] if queue else None
+    if isinstance(work, Work) and work.is_prompt and work.step.num_tokens > (size := chunk_tokens(work)):
+        queue.popleft()
+        queue.extendleft(reversed(work.cut(size)))
 
 
 def leading_work(queue: Iterable[Item]) -> list[Work]:
@@ -255,20 +302,62 @@ def forward_of(works: list[Work], span: Span, *, seconds: float) -> Forward:
     return Forward(span, num_decode, sum(num_tokens) - num_decode, seconds)
 
 
-def run_works(runner: Runner, works: list[Work], span: Span) -> list[tuple[PeerId, Activations]]:
+def run_works(runner: Runner, works: list[Work], span: Span) -> list[tuple[PeerId, Outgoing]]:
     """One packed forward, and its outputs as one message per receiver; `works` come sorted by receiver."""
-    rows = [from_wire(work.hidden, dtype=runner.dtype, device=runner.device) for work in works]
+    rows = [rows_of_work(runner, work) for work in works]
     hidden = rows[0] if len(rows) == 1 else torch.cat(rows)
     outputs = runner.forward(hidden, [work.step for work in works], span)
     parts = outputs.split([work.step.num_tokens for work in works])
-    messages = []
-    for receiver, pairs in groupby(zip(works, parts, strict=True), key=lambda pair: pair[0].receiver):
-        leaving = [outgoing(work, part) for work, part in pairs if not work.is_tail or work.step.num_outputs]
+    pairs = list(zip(works, parts, strict=True))
+    messages: list[tuple[PeerId, Outgoing]] = sample(runner, [pair for pair in pairs if pair[0].sampler is not None])
+    untold = [pair for pair in pairs if pair[0].sampler is None]
+    for receiver, same_receiver in groupby(untold, key=lambda pair: pair[0].receiver):
+        leaving = [outgoing(work, part) for work, part in same_receiver if not work.is_tail or work.step.num_outputs]
         if leaving:
             steps, tensors = zip(*leaving, strict=True)
             packed = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
             messages.append((receiver, Activations(steps, to_wire(packed))))
     return messages
+
+
+def rows_of_work(runner: Runner, work: Work) -> torch.Tensor:
+    """What goes into the first block: (step.num_tokens, hidden size)."""
+    if work.hidden is None:
+        return runner.ends.embed(torch.tensor(work.step.ids, device=runner.device))
+    return from_wire(work.hidden, dtype=runner.dtype, device=runner.device)
+
+
+def sample(runner: Runner, pairs: list[tuple[Work, torch.Tensor]]) -> list[tuple[PeerId, Outgoing]]:
+    """Choose the next tokens of sessions in token mode: one message per head, and then one per client."""
+    choices: dict[PeerId, list[Choice]] = {}
+    told: dict[PeerId, list[Choice]] = {}
+    asked = [(work, rows[-work.step.num_outputs :]) for work, rows in pairs if work.step.num_outputs]
+    for work, _ in pairs:
+        assert work.sampler is not None
+        work.sampler.take(work.step.start, work.step.ids)
+    while asked:
+        group: list[tuple[Work, torch.Tensor]] = []
+        num_rows = 0
+        while asked and (not group or num_rows + len(asked[0][1]) <= MAX_OUTPUTS):
+            group.append(asked.pop(0))
+            num_rows += len(group[-1][1])
+        logits = runner.ends.logits(torch.cat([rows for _, rows in group]))
+        likeliest = logits.argmax(dim=-1).tolist()
+        first = 0
+        for work, rows in group:
+            assert work.sampler is not None
+            assert work.head is not None
+            step, end = work.step, first + len(rows)
+            choice = work.sampler.choose(
+                logits[first:end],
+                start=step.start + step.num_tokens - len(rows),
+                drafts=step.ids[len(step.ids) - len(rows) + 1 :],
+                likeliest=likeliest[first:end],
+            )
+            first = end
+            choices.setdefault(work.head, []).append(choice)
+            told.setdefault(work.receiver, []).append(choice)
+    return [(peer, Sampled(tuple(made))) for by_peer in (choices, told) for peer, made in by_peer.items()]
 
 
 def outgoing(work: Work, rows: torch.Tensor) -> tuple[Step, torch.Tensor]:

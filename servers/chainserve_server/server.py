@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, suppress
 from chainserve import __version__
 from chainserve.errors import SwarmError, describe_blocks
 from chainserve.models.cache import KVCache
+from chainserve.planning import chunks
 from chainserve.protocol.messages import DTYPES, FailureCode, Message
 from chainserve.runtime.background import in_background
 from chainserve.swarm.hivemind import HivemindSwarm
@@ -33,7 +34,7 @@ from chainserve.types import PeerId, Span
 from chainserve_server.admission import head_chains
 from chainserve_server.blocks import Blocks
 from chainserve_server.config import ServerConfig
-from chainserve_server.engine import Engine
+from chainserve_server.engine import Engine, Work
 from chainserve_server.observation import DemandWindow, StepChecks
 from chainserve_server.prepare import Prepared
 from chainserve_server.sampling import LinkSampler
@@ -125,11 +126,14 @@ class Server:
             emit=lambda peer, message: self.sessions.emit(peer, message),
             fail=lambda session, code, detail: self.sessions.fail(session, code, detail),
             observe=self._checks.observe,
+            chunk_tokens=self._chunk_tokens,
         )
         self.sessions = Sessions(
             swarm.peer_id,
             model=prepared.source.digest,
             hidden_size=prepared.source.config.hidden_size,
+            vocab_size=prepared.source.config.vocab_size,
+            extra_s=self._extra_s,
             engine=self.engine,
             post=self.outbox.post,
             on_change=self._sessions_changed,
@@ -286,6 +290,23 @@ class Server:
             if config.host in LOOPBACK:
                 lines.append("Only this machine can reach it: start with --host ADDRESS for others to join.")
         return "\n".join(lines)
+
+    def _chunk_tokens(self, work: Work, num_decoding: int) -> int:
+        """Tokens of a prompt to run at once."""
+        times, num_blocks = self._prepared.profile.times, len(work.span)
+        if num_decoding:
+            size = chunks.beside_decoding(times, num_blocks=num_blocks, num_decoding=num_decoding)
+        else:
+            size = chunks.along_chain(
+                times, num_blocks=num_blocks, num_tokens=work.step.num_tokens, num_hops=work.num_hops
+            )
+        return min(size, self._config.max_batch_tokens)
+
+    def _extra_s(self, num_drafts: int) -> float:
+        """By how many seconds drafts make a step through the whole model longer, on servers such as this one."""
+        step_s, num_blocks = self._prepared.profile.times.step_s, self._prepared.source.num_blocks
+        num_steps = max(1, self.engine.num_decoding)
+        return step_s(num_steps + num_drafts, 0, num_blocks=num_blocks) - step_s(num_steps, 0, num_blocks=num_blocks)
 
     def _others(self) -> list[PeerId]:
         """The other servers of our model."""

@@ -1,6 +1,7 @@
 """The sessions that run through this server, and the places on the chains that begin here: what each message does.
 
     client -> head: Admit, Open, Activations, Reorder, Close -> next server -> ... -> tail -> client: Opened, outputs
+    in token mode: Prompt -> head -> Activations -> ... -> tail -> client and head: Sampled
 
 A session ends everywhere when it ends anywhere: whoever sees the fault tells both neighbours, and each passes it
 on. Nothing here waits: messages are posted, work is queued.
@@ -13,10 +14,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from chainserve.errors import CacheFullError, FrameError, StepError
+from chainserve.models.sampling import TokenSampler
 from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve.protocol.messages import (
     Activations,
     Admit,
+    Choice,
     Close,
     Failed,
     FailureCode,
@@ -24,14 +27,19 @@ from chainserve.protocol.messages import (
     Message,
     Open,
     Opened,
+    Prompt,
     Reorder,
+    Sampled,
     Stalled,
     Step,
+    WireTensor,
 )
 from chainserve.protocol.places import Answer, HeadChain, Places
+from chainserve.protocol.sampling import Sampling
 from chainserve.protocol.session import rows_of
 from chainserve.types import PeerId, SessionId, Span
-from chainserve_server.engine import Engine, Reordering, Work
+from chainserve_server.engine import Engine, Outgoing, Reordering, Work
+from chainserve_server.token_mode import ExtraSeconds, HeadTokens
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +66,16 @@ class ServerSession:
     num_done: int = 0  # steps whose outputs have gone on
     num_in: int = 0  # tokens of the first lane before its first output; counted at the head
     num_out: int = 0
+    num_hops: int = 1
+    tokens: HeadTokens | None = None  # at the head, in token mode
+    sampler: TokenSampler | None = None  # at the tail, in token mode
+    far: PeerId | None = None  # in token mode the head's tail and the tail's head
+    is_token_mode: bool = False
+
+    @property
+    def neighbours(self) -> set[PeerId]:
+        """Whose loss ends the session."""
+        return {self.previous, self.next} | ({self.far} if self.far else set())
 
 
 class Sessions:
@@ -75,6 +93,8 @@ class Sessions:
         on_request: Callable[[], None] = lambda: None,  # one of them has its head here
         on_served: Callable[[int, int], None] = lambda _in, _out: None,  # it gave so many tokens, for so many
         max_step_tokens: int = MAX_BATCH_TOKENS,  # the engine runs one step whole, however long: memory for it is kept
+        vocab_size: int = 2**24,
+        extra_s: ExtraSeconds = lambda _num: 0.0,  # by how many seconds so many drafts make a step longer
         places: Places | None = None,
         idle_s: float = IDLE_S,
         clock: Callable[[], float] = time.monotonic,
@@ -85,6 +105,8 @@ class Sessions:
         self._engine = engine
         self._post = post
         self._max_step_tokens = max_step_tokens
+        self._vocab_size = vocab_size
+        self._extra_s = extra_s
         self._on_change = on_change
         self._on_request = on_request
         self._on_served = on_served
@@ -108,8 +130,14 @@ class Sessions:
                 self._handle_activations(peer, message)
             case Admit():
                 self._handle_admit(peer, message)
+            case Sampled():
+                self._handle_sampled(peer, message)
             case Open():
                 self._handle_open(peer, message)
+            case Opened():
+                self._handle_opened(peer, message)
+            case Prompt():
+                self._handle_prompt(peer, message)
             case Failed():
                 self._handle_failed(peer, message)
             case Reorder():
@@ -123,13 +151,29 @@ class Sessions:
             case _:
                 self._stray(peer, message)
 
-    def emit(self, receiver: PeerId, message: Activations | Reorder) -> None:
+    def emit(self, receiver: PeerId, message: Outgoing) -> None:
         """Pass on what the engine has done."""
-        if isinstance(message, Activations):
-            for step in message.steps:
-                if session := self._open.get(step.session):
-                    session.num_done = step.sequence + 1
+        match message:
+            case Activations():
+                message = replace(message, steps=tuple(map(self._done, message.steps)))
+            case Sampled():
+                for choice in message.choices:
+                    if session := self._open.get(choice.session):
+                        session.num_done = session.next_sequence
+                if receiver == self._me:
+                    self._handle_sampled(self._me, message)
+                    return
         self._post(receiver, message)
+
+    def _done(self, step: Step) -> Step:
+        """Take note that a step's outputs go on; in token mode its head numbers it, as that has cut the prompt."""
+        session = self._open.get(step.session)
+        if session is None:
+            return step
+        if session.tokens is not None:
+            step = session.tokens.number(step)
+        session.num_done = step.sequence + 1
+        return step
 
     def fail(self, session_id: SessionId, code: FailureCode, detail: str, *, peer: PeerId | None = None) -> None:
         """End a session and tell both neighbours; `peer` is who is at fault, if not we."""
@@ -168,7 +212,7 @@ class Sessions:
         """End every session that ran over the link to `peer`, and free the places that it asked for."""
         self._answer(self.places.lost(peer, now_s=self._clock()))
         for session_id, session in list(self._open.items()):
-            if peer in (session.previous, session.next):
+            if peer in session.neighbours:
                 self.fail(session_id, FailureCode.PEER_LOST, f"link lost: {reason}", peer=peer)
 
     def refused(self, peer: PeerId, error: FrameError) -> None:
@@ -219,7 +263,7 @@ class Sessions:
                 self._answer(self.places.end(peer, message.session, now_s=self._clock()))
             return
         is_tail = message.position == len(message.hops) - 1
-        self._open[message.session] = ServerSession(
+        session = self._open[message.session] = ServerSession(
             previous=peer,
             next=message.client if is_tail else message.hops[message.position + 1].peer,
             client=message.client,
@@ -229,20 +273,104 @@ class Sessions:
             num_lanes=message.num_lanes,
             max_tokens=message.max_tokens,
             active_s=self._clock(),
+            num_hops=len(message.hops),
         )
+        if message.sampling is not None:
+            self._begin_token_mode(session, message, message.sampling)
         self.counts["opened"] += 1
         self._on_change()
         if is_head:
             self._on_request()
         if is_tail:
-            self._post(message.client, Opened(message.session))
+            opened = Opened(message.session, message.num_cached)
+            self._post(message.client, opened)
+            if session.tokens is not None:
+                session.tokens.num_cached = message.num_cached
+            elif session.far is not None:
+                self._post(session.far, opened)
         else:
             onward = replace(message, position=message.position + 1)
             self._post(message.hops[onward.position].peer, onward)
 
+    def _begin_token_mode(self, session: ServerSession, message: Open, sampling: Sampling) -> None:
+        """What the ends of a chain need to embed, to sample and to go on."""
+        session.is_token_mode = True
+        if session.is_tail:
+            session.sampler = TokenSampler(message.session, sampling, max_tokens=message.max_tokens)
+            session.far = message.hops[0].peer
+        if session.is_head:
+            session.tokens = HeadTokens(
+                message.session,
+                max_tokens=message.max_tokens,
+                max_drafts=sampling.max_drafts,
+                extra_s=self._extra_s,
+            )
+            session.far = message.hops[-1].peer
+        if session.far == self._me:
+            session.far = None
+
+    def _handle_opened(self, peer: PeerId, message: Opened) -> None:
+        session = self._open.get(message.session)
+        if session is None or session.tokens is None or session.far != peer:
+            self._stray(peer, message)
+        elif session.tokens.num_cached is None:
+            session.tokens.num_cached = message.num_cached
+            self._feed(session, session.tokens.first_step())
+
+    def _handle_prompt(self, peer: PeerId, message: Prompt) -> None:
+        session = self._open.get(message.session)
+        if session is None or session.previous != peer or session.tokens is None:
+            self._stray(peer, message)
+        elif session.tokens.is_prompted:
+            self.counts["repeated"] += 1
+        elif len(message.ids) > session.max_tokens or max(message.ids) >= self._vocab_size:
+            fact = f"a prompt of {len(message.ids)} tokens up to {max(message.ids)}"
+            room = f"there is room for {session.max_tokens} of a vocabulary of {self._vocab_size}"
+            self.fail(message.session, FailureCode.BAD_MESSAGE, f"{fact}: {room}")
+        else:
+            session.active_s = self._clock()
+            session.num_in = len(message.ids)
+            session.tokens.prompt(message.ids)
+            self._feed(session, session.tokens.first_step())
+
+    def _handle_sampled(self, peer: PeerId, message: Sampled) -> None:
+        for choice in message.choices:
+            session = self._open.get(choice.session)
+            if session is None or session.tokens is None or peer != (session.far or self._me):
+                self._stray(peer, message)  # still under way when the session ended
+            elif not session.tokens.expects(choice) or max(choice.ids) >= self._vocab_size:
+                self.fail(choice.session, FailureCode.BAD_MESSAGE, f"tokens at {choice.start} that were not due")
+            else:
+                self._go_on(session, session.tokens, choice)
+
+    def _go_on(self, session: ServerSession, tokens: HeadTokens, choice: Choice) -> None:
+        """Feed the chain with what its tail has chosen."""
+        session.active_s = self._clock()
+        session.num_out += len(choice.ids)
+        self._feed(session, tokens.next_step(choice))
+
+    def _feed(self, session: ServerSession, step: Step | None) -> None:
+        """Run a step of tokens, if there is one, from the head on."""
+        if step is not None:
+            self._engine.add(self._work(session, step, None))
+
+    def _work(self, session: ServerSession, step: Step, hidden: WireTensor | None) -> Work:
+        return Work(
+            step,
+            session.span,
+            hidden,
+            session.next,
+            session.is_tail,
+            sampler=session.sampler,
+            head=session.far or self._me,
+            num_hops=session.num_hops,
+        )
+
     def _reserve(self, peer: PeerId, message: Open) -> tuple[FailureCode, str] | None:
         """Take up the session's place if its chain begins here, and reserve its cache; returns why not."""
         num_lanes, max_tokens = message.num_lanes, message.max_tokens
+        if message.sampling is not None and num_lanes != 1:
+            return FailureCode.BAD_MESSAGE, f"token mode has one lane, not {num_lanes}"
         if message.position == 0:
             reason = self.places.open(peer, message.session, message.hops, num_lanes * max_tokens, now_s=self._clock())
             if reason is not None:
@@ -299,9 +427,11 @@ class Sessions:
             elif step.lane >= session.num_lanes or step.start + step.num_tokens > session.max_tokens:
                 room = f"lane {step.lane} up to token {step.start + step.num_tokens}"
                 self.fail(step.session, FailureCode.BAD_MESSAGE, f"nothing is reserved for {room}")
+            elif session.is_token_mode != bool(step.ids) or session.tokens is not None:
+                self.fail(step.session, FailureCode.BAD_MESSAGE, "a step of the other mode than the session's")
             else:
                 self._count_tokens(session, step)
-                self._engine.add(Work(step, session.span, hidden, session.next, session.is_tail))
+                self._engine.add(self._work(session, step, hidden))
 
     def _count_tokens(self, session: ServerSession, step: Step) -> None:
         """What a session's first lane takes in and gives out, at its head: all before the first output is prompt."""
@@ -326,7 +456,10 @@ class Sessions:
         session = self._open.get(message.session)
         if session is None or session.previous != peer:
             self._stray(peer, message)
-        elif session.num_done > message.sequence and not session.is_tail:
+            return
+        if session.tokens is not None:
+            message = replace(message, sequence=session.tokens.last_sequence)
+        if session.num_done > message.sequence and not session.is_tail:
             self._post(session.next, message)
         else:
             done = "not done" if session.num_done <= message.sequence else "done, but its outputs did not arrive"

@@ -1,23 +1,25 @@
-"""A swarm in memory with the server's own table of sessions and places: only blocks and the network are replaced.
+"""A swarm in memory with the server's own sessions, places and engine: only blocks, ends and the network are replaced.
 
-A block turns rows x into half the sum of all rows of its lane up to each, plus one: so that every output shows the
-lane's whole history, over whichever servers it came.
+Hidden states are whole numbers below P. A block turns rows x into the sum of all rows of its lane up to each, plus one,
+modulo P: every output shows the lane's whole history, over whichever servers it came, and there is nothing to round.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from live_swarms import NOW, NUM_BLOCKS, peer, plan_of, server
 
 from chainserve.models.cache import KVCache
-from chainserve.models.wire import from_wire, to_wire
+from chainserve.models.sampling import TokenSampler
 from chainserve.planning.values import Placement, PlannedChain
-from chainserve.protocol.messages import Activations, Message
+from chainserve.protocol.messages import Message, Step
 from chainserve.protocol.places import Places
+from chainserve.protocol.sampling import Sampling
 from chainserve.swarm.memory import MemoryHub, MemorySwarm
 from chainserve.swarm.plans import SwarmPlan, record_of
 from chainserve.swarm.rehearsal import MODEL_DIGEST
@@ -27,20 +29,22 @@ from chainserve.transport.outbox import Outbox
 from chainserve.types import Chain, Hop, PeerId, SessionId, Span
 from chainserve_client.network import ModelInSwarm, Network
 from chainserve_server.admission import head_chains
-from chainserve_server.engine import Item, Reordering, outgoing
+from chainserve_server.engine import Engine, Item
 from chainserve_server.sessions import Sessions
 
 HIDDEN = 4
+VOCAB = 50
+P = 97.0
+CHUNK_TOKENS = 8
 MODEL = ModelInSwarm("org/model", MODEL_DIGEST, NUM_BLOCKS, "float32")
 TIMING = Timing(heartbeat_s=0.05, timeout_s=0.5, connect_s=0.3)
-Sums = torch.Tensor  # (tokens, hidden): of a lane's rows up to each
 
 
-def block(rows: torch.Tensor, before: Sums) -> tuple[torch.Tensor, Sums]:
-    """A block's outputs for new rows, and the sums of its lane with them."""
+def block(rows: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A block's outputs for new rows, and the sums (tokens, hidden) of its lane with them."""
     last = before[-1:] if len(before) else torch.zeros(1, HIDDEN)
-    sums = last + rows.cumsum(0)
-    return sums / 2 + 1, torch.cat([before, sums])
+    sums = (last + rows.cumsum(0)) % P
+    return (sums + 1) % P, torch.cat([before, sums])
 
 
 def whole_model(rows: torch.Tensor) -> torch.Tensor:
@@ -50,43 +54,86 @@ def whole_model(rows: torch.Tensor) -> torch.Tensor:
     return rows
 
 
-class SumEngine:
-    """Stands for the engine: runs what it is given at once, unless it is held."""
+def embed(ids: torch.Tensor) -> torch.Tensor:
+    """Hidden states (n, hidden) of tokens (n,)."""
+    return (ids[:, None] * torch.arange(1, HIDDEN + 1) % P).float()
 
-    def __init__(self, span: Span, *, budget_tokens: int) -> None:
-        self.cache = KVCache(span, budget_tokens=budget_tokens)
-        self.sessions: Sessions  # set once made
-        self.is_held = False
-        self._sums: dict[SessionId, dict[tuple[int, int], Sums]] = {}  # by lane and block
 
-    def add(self, item: Item) -> None:
-        if self.is_held:
-            return
-        if isinstance(item, Reordering):
-            sums = self._sums.get(item.message.session, {})
-            sources = item.message.sources
-            self._sums[item.message.session] = {
-                (lane, block): sums[source, block]
-                for lane, source in enumerate(sources)
-                for block in range(NUM_BLOCKS)
-                if (source, block) in sums
-            }
-            if item.receiver is not None:
-                self.sessions.emit(item.receiver, item.message)
-            return
-        step, sums = item.step, self._sums.setdefault(item.step.session, {})
-        rows = from_wire(item.hidden, dtype=torch.float32, device=torch.device("cpu"))
-        for number in item.span:
-            before = sums.get((step.lane, number), rows[:0])[: step.start]
-            rows, sums[step.lane, number] = block(rows, before)
-        if item.is_tail and not step.num_outputs:
-            return
-        step, rows = outgoing(item, rows)
-        self.sessions.emit(item.receiver, Activations((step,), to_wire(rows)))
+def logits(hidden: torch.Tensor) -> torch.Tensor:
+    """Logits (n, vocab): one token is the likeliest, those next to it come after it."""
+    likeliest = (hidden @ torch.arange(1.0, HIDDEN + 1))[:, None] % VOCAB
+    return -(torch.arange(VOCAB) - likeliest).abs()
+
+
+def generated(prompt: Sequence[int], sampling: Sampling, *, num_tokens: int) -> list[int]:
+    """What one server without a swarm would answer."""
+    ids = list(prompt)
+    max_tokens = len(prompt) + num_tokens - 1
+    sampler = TokenSampler(SessionId(bytes(16)), replace(sampling, max_drafts=0), max_tokens=max_tokens)
+    while True:
+        sampler.take(0, ids)
+        row = logits(whole_model(embed(torch.tensor(ids)))[-1:])
+        choice = sampler.choose(row, start=len(ids) - 1, drafts=(), likeliest=row.argmax(-1).tolist())
+        ids += choice.ids
+        if choice.is_last:
+            return ids[len(prompt) :]
+
+
+class SumCache(KVCache):
+    """Keeps sums where others keep keys and values."""
+
+    def __init__(self, span: Span | None, *, budget_tokens: int) -> None:
+        super().__init__(span, budget_tokens=budget_tokens)
+        self.sums: dict[SessionId, dict[tuple[int, int], torch.Tensor]] = {}  # by lane and block
+
+    def reorder(self, session: SessionId, sources: Sequence[int]) -> None:
+        super().reorder(session, sources)
+        old = self.sums.get(session, {})
+        self.sums[session] = {
+            (lane, number): old[source, number]
+            for lane, source in enumerate(sources)
+            for number in range(NUM_BLOCKS)
+            if (source, number) in old
+        }
 
     def release(self, session: SessionId) -> None:
-        self._sums.pop(session, None)
-        self.cache.release(session)
+        super().release(session)
+        self.sums.pop(session, None)
+
+
+class SumRunner:
+    """Runs such blocks over a `SumCache`."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+    ends = SimpleNamespace(embed=embed, logits=logits)
+
+    def __init__(self, span: Span, cache: SumCache) -> None:
+        self.span = span
+        self.cache = cache
+        self.batches: list[list[Step]] = []
+
+    def forward(self, hidden: torch.Tensor, steps: Sequence[Step], span: Span) -> torch.Tensor:
+        self.batches.append(list(steps))
+        packed = self.cache.begin(steps, span)
+        outputs = []
+        for step, rows in zip(steps, hidden.split([step.num_tokens for step in steps]), strict=True):
+            sums = self.cache.sums.setdefault(step.session, {})
+            for number in span:
+                before = sums.get((step.lane, number), rows[:0])[: step.start]
+                rows, sums[step.lane, number] = block(rows, before)
+            outputs.append(rows)
+        packed.commit()
+        return torch.cat(outputs)
+
+
+class HeldEngine(Engine):
+    """An engine that can be kept from doing anything."""
+
+    is_held = False
+
+    def add(self, item: Item) -> None:
+        if not self.is_held:
+            super().add(item)
 
 
 class MemoryServer:
@@ -94,22 +141,34 @@ class MemoryServer:
 
     def __init__(self, name: str, span: Span, wires: MemoryNetwork, *, cache_tokens: int) -> None:
         self.peer = peer(name)
+        self.is_dead = False
         self.span = span
         self.announcement = server(name, span, pinned=True, cache_tokens=cache_tokens, free_tokens=cache_tokens)
-        self.engine = SumEngine(span, budget_tokens=cache_tokens)
+        cache = SumCache(span, budget_tokens=cache_tokens)
+        self.runner = SumRunner(span, cache)
+        self.engine = HeldEngine(
+            cache,
+            runner=cast(Any, self.runner),
+            max_batch_tokens=64,
+            emit=lambda to, message: self.sessions.emit(to, message),
+            fail=lambda session, code, detail: self.sessions.fail(session, code, detail),
+            chunk_tokens=lambda _work, _num_decoding: CHUNK_TOKENS,
+        )
         self.links = links_of(self.peer, wires, self._handle, self._lost)
         self.outbox = Outbox(self.links, on_lost=self._lost)
         self.received: list[Message] = []
-        self.sessions = self.engine.sessions = Sessions(
+        self.sessions = Sessions(
             self.peer,
             model=MODEL_DIGEST,
             hidden_size=HIDDEN,
-            engine=cast(Any, self.engine),
+            vocab_size=VOCAB,
+            engine=self.engine,
             post=self.outbox.post,
             places=Places(self.peer),
         )
         self.sessions.span = span
         self.sessions.closed_because = None
+        self._running = asyncio.create_task(self.engine.run())
 
     def _handle(self, sender: PeerId, message: Message) -> None:
         self.received.append(message)
@@ -120,6 +179,9 @@ class MemoryServer:
         self.sessions.lost(other, reason)
 
     async def die(self) -> None:
+        self.is_dead = True
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
         await self.outbox.close()
         await self.links.close()
 

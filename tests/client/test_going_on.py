@@ -10,15 +10,20 @@ from chainserve.errors import NoPlaceError, PromptTooLongError, SessionLostError
 from chainserve.protocol.messages import Activations, Admit, Admitted, FailureCode, Queued
 from chainserve.types import Span
 from chainserve_client import chain_session, opening
+from chainserve_client.lifeline import MAX_RECOVERIES
 from chainserve_client.network import Network
-from chainserve_client.opening import Request, open_session
-from chainserve_client.session import MAX_RECOVERIES, Session
+from chainserve_client.opening import Request, open_line
+from chainserve_client.session import Session
 
 PAIRS = {"a": Span(0, 4), "b": Span(4, 8), "c": Span(0, 4), "d": Span(4, 8)}
 
 
 def request(*, num_lanes: int = 1, max_tokens: int = 100, timeout_s: float = 20.0) -> Request:
     return Request(model=MODEL, num_lanes=num_lanes, max_tokens=max_tokens, timeout_s=timeout_s)
+
+
+async def session_of(network: Network, asked: Request) -> Session:
+    return Session(await open_line(network, asked), num_lanes=asked.num_lanes)
 
 
 class Driver:
@@ -29,11 +34,11 @@ class Driver:
         self.lanes = [torch.zeros(0, HIDDEN) for _ in range(num_lanes)]
 
     async def step(self, *num_tokens: int) -> None:
-        new = [torch.randn(num, HIDDEN) for num in num_tokens]
+        new = [torch.randint(0, 97, (num, HIDDEN)).float() for num in num_tokens]
         self.lanes = [torch.cat([lane, rows]) for lane, rows in zip(self.lanes, new, strict=True)]
         outputs = await self.session.step(torch.cat(new), num_tokens, num_tokens)
         for lane, num, output in zip(self.lanes, num_tokens, outputs, strict=True):
-            torch.testing.assert_close(output, whole_model(lane)[len(lane) - num :], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(output, whole_model(lane)[len(lane) - num :], rtol=0, atol=0)
 
     def serving(self, swarm: MemorySwarmOfServers, position: int) -> str:
         """Who is at this position of the chain now."""
@@ -42,7 +47,7 @@ class Driver:
 
 
 async def driven(network: Network, *, num_lanes: int = 1) -> Driver:
-    return Driver(await open_session(network, request(num_lanes=num_lanes)), num_lanes=num_lanes)
+    return Driver(await session_of(network, request(num_lanes=num_lanes)), num_lanes=num_lanes)
 
 
 @pytest.mark.parametrize("is_planned", [True, False])
@@ -104,7 +109,7 @@ async def test_a_server_that_leaves_hands_its_sessions_over_before_the_next_step
         leaving = swarm.servers["b"].sessions
         leaving.closed_because = "is leaving"
         leaving.leave(leaving.outside(None))
-        await until(lambda: driver.session._current.leaving is not None)
+        await until(lambda: driver.session.line.current.leaving is not None)
         await driver.step(1)
         assert driver.session.chain == swarm.chain("c", "d")
         assert driver.session.recoveries == []  # nothing was lost
@@ -117,7 +122,7 @@ async def test_who_has_nowhere_else_to_go_stays_until_the_end() -> None:
         await driver.step(5)
         leaving = swarm.servers["b"].sessions
         leaving.leave(leaving.outside(None))
-        await until(lambda: driver.session._current.leaving is not None)
+        await until(lambda: driver.session.line.current.leaving is not None)
         await driver.step(1)
         leaving.end(leaving.outside(None), FailureCode.NOT_SERVING, "left")
         with pytest.raises(SessionLostError, match=r"left .*no other chain took over: no server holds blocks 4:8 of 8"):
@@ -128,11 +133,11 @@ async def test_who_would_have_to_wait_elsewhere_stays_with_the_server_that_leave
     async with served(PAIRS) as swarm:
         swarm.plan(("ab", 1, 1.0), ("cd", 1, 2.0))
         network = await swarm.client()
-        driver = Driver(await open_session(network, request(max_tokens=2048)))
-        await open_session(network, request(max_tokens=2048))
+        driver = Driver(await session_of(network, request(max_tokens=2048)))
+        await session_of(network, request(max_tokens=2048))
         leaving = swarm.servers["b"].sessions
         leaving.leave(leaving.outside(None))
-        await until(lambda: driver.session._current.leaving is not None)
+        await until(lambda: driver.session.line.current.leaving is not None)
         await driver.step(1)
         assert driver.session.chain == swarm.chain("a", "b")
         assert swarm.servers["c"].sessions.places.num_waiting == 0
@@ -149,7 +154,7 @@ async def test_a_session_that_is_closed_in_the_middle_of_a_step_is_not_opened_ag
         await network.close()
         with pytest.raises(SessionLostError, match="was closed here"):
             await step
-        assert driver.session.num_recoveries == 0
+        assert driver.session.line.num_recoveries == 0
 
 
 async def test_chains_are_not_worn_out_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +169,7 @@ async def test_chains_are_not_worn_out_without_end(monkeypatch: pytest.MonkeyPat
             )
         with pytest.raises(SessionLostError, match="out of memory"):
             await driver.step(1)
-        assert driver.session.num_recoveries == MAX_RECOVERIES
+        assert driver.session.line.num_recoveries == MAX_RECOVERIES
         await until(lambda: not any(len(made.sessions) for made in swarm.servers.values()))
 
 
@@ -186,12 +191,12 @@ async def test_requests_take_the_fastest_chain_and_then_wait_their_turn() -> Non
     async with served(PAIRS) as swarm:
         swarm.plan(("cd", 1, 1.0), ("ab", 1, 2.0))
         network = await swarm.client()
-        opened = [await open_session(network, request(max_tokens=2048)) for _ in range(2)]
+        opened = [await session_of(network, request(max_tokens=2048)) for _ in range(2)]
         assert {session.chain for session in opened} == {swarm.chain("a", "b"), swarm.chain("c", "d")}
         order: list[int] = []
 
         async def wait(number: int) -> Session:
-            session = await open_session(network, request(max_tokens=2048))
+            session = await session_of(network, request(max_tokens=2048))
             order.append(number)
             return session
 
@@ -217,9 +222,9 @@ async def test_a_request_that_may_not_wait_longer_is_told_how_long_it_would_take
     async with served(PAIRS) as swarm:
         swarm.plan(("ab", 1, 40.0))
         network = await swarm.client()
-        first = await open_session(network, request(max_tokens=2048))
+        first = await session_of(network, request(max_tokens=2048))
         with pytest.raises(NoPlaceError, match=r"after 0.3 s, and about 40 s more") as caught:
-            await open_session(network, request(max_tokens=2048, timeout_s=0.3))
+            await session_of(network, request(max_tokens=2048, timeout_s=0.3))
         assert caught.value.wait_s == pytest.approx(40.0, rel=0.05)
         await first.close()
         await until(lambda: swarm.servers["a"].sessions.places.num_waiting == 0)
@@ -231,31 +236,31 @@ async def test_what_is_longer_than_any_place_goes_where_the_caches_have_room() -
     async with served(PAIRS, cache_tokens=5000) as swarm:
         swarm.plan(("ab", 1, 1.0))
         network = await swarm.client()
-        session = await open_session(network, request(max_tokens=4000))
+        session = await session_of(network, request(max_tokens=4000))
         assert session.chain.num_blocks == 8
         with pytest.raises(PromptTooLongError, match="at most 5000"):
-            await open_session(network, request(max_tokens=5001))
+            await session_of(network, request(max_tokens=5001))
 
 
 async def test_an_answer_about_a_place_that_comes_late_does_not_disturb_its_session() -> None:
     async with served(PAIRS) as swarm:
         swarm.plan(("ab", 1, 1.0))
         network = await swarm.client()
-        driver = Driver(await open_session(network, request(max_tokens=2048)))
-        session_id = driver.session._current.state.id
+        driver = Driver(await session_of(network, request(max_tokens=2048)))
+        session_id = driver.session.line.current.state.id
         for answer in (Queued(session_id, 0, 100), Admitted(session_id, 0)):
             network.handle(swarm.servers["a"].peer, answer)
         await driver.step(2)
-        assert driver.session.num_recoveries == 0
+        assert driver.session.line.num_recoveries == 0
 
 
 async def test_a_client_that_is_gone_holds_no_places() -> None:
     async with served(PAIRS) as swarm:
         swarm.plan(("ab", 1, 1.0))
         gone, waiting = await swarm.client("gone"), await swarm.client("waiting")
-        await open_session(gone, request(max_tokens=2048))
+        await session_of(gone, request(max_tokens=2048))
         for network in (gone, waiting):
-            task = asyncio.create_task(open_session(network, request(max_tokens=2048)))
+            task = asyncio.create_task(session_of(network, request(max_tokens=2048)))
             places = swarm.servers["a"].sessions.places
             await until(lambda: places.num_waiting == (1 if network is gone else 2))  # noqa: B023
         await gone.links.close()
@@ -269,7 +274,7 @@ async def test_heads_that_know_no_such_plan_are_asked_again_and_then_done_withou
         swarm.plan(("ab", 1, 1.0))
         places = swarm.servers["a"].sessions.places
         places.follow(0, [], now_s=0.0)  # has yet to adopt it
-        session = await open_session(await swarm.client(), request())
+        session = await session_of(await swarm.client(), request())
         assert session.chain.num_blocks == 8
         assert places.num_held == 0
         asked = [message for message in swarm.servers["a"].received if isinstance(message, Admit)]
@@ -280,8 +285,8 @@ async def test_a_plan_that_changes_sends_who_waits_to_its_new_chains() -> None:
     async with served(PAIRS) as swarm:
         swarm.plan(("ab", 1, 1.0))
         network = await swarm.client()
-        await open_session(network, request(max_tokens=2048))
-        waiting = asyncio.create_task(open_session(network, request(max_tokens=2048)))
+        await session_of(network, request(max_tokens=2048))
+        waiting = asyncio.create_task(session_of(network, request(max_tokens=2048)))
         await until(lambda: swarm.servers["a"].sessions.places.num_waiting == 1)
         swarm.plan(("cd", 1, 1.0), epoch=2)
         assert (await waiting).chain == swarm.chain("c", "d")

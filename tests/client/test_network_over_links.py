@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,9 +19,10 @@ from chainserve.transport.links import Links
 from chainserve.transport.memory import MemoryNetwork, MemoryTransport
 from chainserve.types import Chain, Hop, PeerId, Span
 from chainserve_client.blocking import Client, LoopThread
-from chainserve_client.client import AsyncClient, LocalModel
+from chainserve_client.client import AsyncClient
 from chainserve_client.network import ModelInSwarm, Network
 from chainserve_client.status import Unreadable, read_plans
+from chainserve_client.text_model import TextModel
 
 A, B = peer("a"), peer("b")
 MODEL = ModelInSwarm("org/model", MODEL_DIGEST, 8, "bfloat16")
@@ -98,8 +98,8 @@ async def scene() -> AsyncIterator[Scene]:
 
 def client_of(network: Network) -> AsyncClient:
     """One whose model knows 100 tokens and can run none of them."""
-    local = SimpleNamespace(source=SimpleNamespace(config=SimpleNamespace(vocab_size=100)))
-    return AsyncClient(network, MODEL, cast(LocalModel, local), ThreadPoolExecutor(1))
+    text = SimpleNamespace(vocab_size=100, end_tokens=frozenset({2}))
+    return AsyncClient(network, MODEL, cast(TextModel, text))
 
 
 async def test_a_swarm_without_a_plan_has_none(scene: Scene) -> None:
@@ -182,9 +182,12 @@ def test_the_blocking_client_takes_a_chain_and_reads_the_plan_as_well() -> None:
     plan = plan_of(server("a"), server("b"))
 
     class Refusing:
-        async def open_on(self, chain: Chain, *_: object, **_sizes: int) -> None:
+        async def open_on(self, chain: Chain, *_: object, **_options: object) -> None:
             told.append(chain)
             raise SessionRefusedError(B, "no room")
+
+        async def plan_in_view(self, _model_digest: str) -> SwarmPlan | None:
+            return None
 
         async def plan(self, model_digest: str) -> SwarmPlan | None:
             return plan if model_digest == MODEL_DIGEST else None

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import msgpack
@@ -18,21 +18,27 @@ from chainserve.protocol.messages import (
     Admit,
     Admitted,
     Beat,
+    Choice,
     Close,
     Failed,
     FailureCode,
     Leaving,
+    Logprobs,
     Open,
     Opened,
     PlanBody,
     PlanRequest,
     Probe,
+    Prompt,
     Queued,
     Reorder,
+    Sampled,
     Stalled,
     Step,
     WireTensor,
 )
+from chainserve.protocol.pages import HASH_BYTES
+from chainserve.protocol.sampling import MAX_LOGPROBS, Sampling
 from chainserve.types import Hop, PeerId, SessionId, Span
 
 LIMITS = Limits()
@@ -40,11 +46,24 @@ SESSION = SessionId(bytes(range(16)))
 OTHER = SessionId(bytes(16))
 HOPS = (Hop(PeerId("A"), Span(0, 3)), Hop(PeerId("B"), Span(3, 7)))
 OPEN = Open(SESSION, "digest", hops=HOPS, position=1, client=PeerId("C"), num_lanes=2, max_tokens=100)
+SAMPLING = Sampling(
+    num_prompt_tokens=5,
+    temperature=0.7,
+    seed=3,
+    logit_bias=((7, -1.5), (0, 2.0)),
+    end_tokens=(2,),
+    num_logprobs=2,
+    max_drafts=4,
+)
+TOKEN_OPEN = replace(OPEN, num_lanes=1, sampling=SAMPLING, prefix=(bytes(16), bytes(range(16))), num_cached=16)
+CHOICE = Choice(SESSION, 9, (4, 5), is_last=True, logprobs=(Logprobs(-0.5, ((4, -0.5), (1, -2.0))), Logprobs(-1.0, ())))
+SAMPLED = Sampled((CHOICE, Choice(OTHER, 0, (1,), is_last=False)))
+PROMPT = Prompt(SESSION, (1, 2, 70_000))
 ADMIT = Admit(SESSION, HOPS, epoch=7, num_tokens=2048)
 ACTIVATIONS = Activations(
     (
         Step(SESSION, 0, start=5, num_tokens=2, num_outputs=1, sequence=3),
-        Step(OTHER, 1, start=0, num_tokens=1, num_outputs=0),
+        Step(OTHER, 1, start=0, num_tokens=1, num_outputs=0, ids=(7,)),
     ),
     WireTensor("bfloat16", (3, 4), bytes(range(24))),
 )
@@ -55,8 +74,11 @@ MESSAGES: list[Frame] = [
     Stalled(SESSION, 17),
     Leaving(SESSION, PeerId("B")),
     OPEN,
+    TOKEN_OPEN,
     Opened(SESSION),
     ACTIVATIONS,
+    PROMPT,
+    SAMPLED,
     Reorder(SESSION, (1, 0, 0)),
     Close(SESSION),
     Failed(SESSION, PeerId("B"), FailureCode.CACHE_FULL, "12 tokens\nfree"),
@@ -81,12 +103,43 @@ def chains(draw: st.DrawFn) -> tuple[Hop, ...]:
     return tuple(Hop(draw(peers), Span(end - length, end)) for end, length in zip(ends, lengths, strict=True))
 
 
+tokens = st.integers(0, LIMITS.max_vocab - 1)
+penalties = st.floats(-2, 2)
+samplings = st.builds(
+    Sampling,
+    num_prompt_tokens=counts,
+    temperature=st.floats(0, 2),
+    top_p=st.floats(0.01, 1),
+    top_k=st.integers(0, 100),
+    min_p=st.floats(0, 1),
+    repetition_penalty=st.floats(0.5, 2),
+    presence_penalty=penalties,
+    frequency_penalty=penalties,
+    seed=st.integers(0, 2**63 - 1),
+    logit_bias=st.lists(st.tuples(tokens, penalties), max_size=3).map(tuple),
+    end_tokens=st.lists(tokens, max_size=3).map(tuple),
+    num_logprobs=st.none() | st.integers(0, MAX_LOGPROBS),
+    max_drafts=st.integers(0, 64),
+)
+logprobs = st.builds(Logprobs, st.floats(-20, 0), st.lists(st.tuples(tokens, st.floats(-20, 0)), max_size=3).map(tuple))
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> Choice:
+    ids = tuple(draw(st.lists(tokens, min_size=1, max_size=4)))
+    known = tuple(draw(st.just([]) | st.lists(logprobs, min_size=len(ids), max_size=len(ids))))
+    return Choice(draw(sessions), draw(counts), ids, draw(st.booleans()), known)
+
+
 @st.composite
 def opens(draw: st.DrawFn) -> Open:
     hops = draw(chains())
     position = draw(st.integers(0, len(hops) - 1))
     lanes = draw(st.integers(1, LIMITS.max_lanes))
-    return Open(draw(sessions), draw(peers), hops, position, draw(peers), lanes, draw(counts))
+    prefix = tuple(draw(st.lists(st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES), max_size=4)))
+    how = draw(st.none() | samplings)
+    place = hops, position, draw(peers), lanes, draw(counts)
+    return Open(draw(sessions), draw(peers), *place, how, prefix, draw(counts))
 
 
 @st.composite
@@ -95,7 +148,8 @@ def steps(draw: st.DrawFn) -> Step:
     start = draw(st.integers(0, LIMITS.max_position - num_tokens))
     lane = draw(st.integers(0, LIMITS.max_lanes - 1))
     num_outputs = draw(st.integers(0, num_tokens))
-    return Step(draw(sessions), lane, start, num_tokens, num_outputs, draw(sequences))
+    ids = tuple(draw(st.just([]) | st.lists(tokens, min_size=num_tokens, max_size=num_tokens)))
+    return Step(draw(sessions), lane, start, num_tokens, num_outputs, draw(sequences), ids)
 
 
 @st.composite
@@ -112,7 +166,9 @@ times = st.integers(0, 2**63 - 1)
 messages = st.one_of(
     opens(),
     activations(),
-    sessions.map(Opened),
+    st.builds(Opened, sessions, counts),
+    st.builds(Prompt, sessions, st.lists(tokens, min_size=1, max_size=9).map(tuple)),
+    st.lists(choices(), min_size=1, max_size=3).map(lambda made: Sampled(tuple(made))),
     sessions.map(Close),
     st.builds(Reorder, sessions, lanes, sequences),
     st.builds(Admit, sessions, chains(), st.integers(0, LIMITS.max_epoch), counts),
@@ -324,6 +380,12 @@ def test_a_digest_is_a_short_name(message: Frame, digest: object) -> None:
         (3, 1.0),
         (5, 0),
         (6, 0),
+        (7, []),
+        (7, [1] * 13),
+        (7, "greedy"),
+        (8, b"not 16"),
+        (8, None),
+        (9, -1),
     ],
 )
 def test_an_open_that_makes_no_sense_is_refused(field: int, value: object) -> None:
@@ -405,3 +467,39 @@ def test_a_failure_arrives_however_it_is_described() -> None:
 def test_a_refusal_quotes_little_of_what_it_refuses() -> None:
     frame = forge(encode(OPEN), lambda fields: fields.__setitem__(3, "x" * 100_000))
     assert len(str(refusal(frame))) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", float("nan")),
+        ("temperature", -1.0),
+        ("temperature", True),
+        ("top_p", 0.0),
+        ("top_k", 1.5),
+        ("seed", -1),
+        ("logit_bias", [[1]]),
+        ("logit_bias", [[-1, 0.5]]),
+        ("logit_bias", [[1, "much"]]),
+        ("end_tokens", [2**24]),
+        ("num_logprobs", 21),
+        ("max_drafts", 65),
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused(name: str, value: object) -> None:
+    at = [field.name for field in fields(Sampling)].index(name)
+    refusal(forge(encode(TOKEN_OPEN), lambda header: header[7].__setitem__(at, value)))
+
+
+def test_choices_and_prompts_that_make_no_sense_are_refused() -> None:
+    assert refusal(forge(encode(SAMPLED), lambda header: header[0][0].__setitem__(2, []))).reason == "field"
+    assert refusal(forge(encode(SAMPLED), lambda header: header[0][0].__setitem__(3, 1))).reason == "field"
+    assert refusal(forge(encode(SAMPLED), lambda header: header[0][0][4].pop())).reason == "field"
+    assert refusal(forge(encode(PROMPT), lambda header: header.__setitem__(1, 2))).reason == "tensor"
+    assert refusal(encode(PROMPT), replace(LIMITS, max_vocab=70_000)).reason == "field"
+    assert refusal(forge(encode(ACTIVATIONS), lambda header: header[2][1].__setitem__(6, bytes(8)))).reason == "field"
+
+
+def test_a_refused_choice_names_its_session() -> None:
+    error = refusal(forge(encode(SAMPLED), lambda header: header[0][0].__setitem__(3, 1)))
+    assert error.sessions == (SESSION, OTHER)

@@ -1,0 +1,33 @@
+"""How a prompt is cut into chunks: small enough for others to decode between them, large enough to be fast."""
+
+import math
+
+from chainserve.planning.profile import MAX_BATCH_TOKENS, StepTimes
+
+LEAST_TOKENS = 16
+SIZES: tuple[int, ...] = tuple(
+    LEAST_TOKENS * 2**power for power in range(int(math.log2(MAX_BATCH_TOKENS // LEAST_TOKENS)) + 1)
+)
+ROUNDS = 2.0
+"""Decode rounds that a chunk may take where others are decoding."""
+
+
+def beside_decoding(times: StepTimes, *, num_blocks: int, num_decoding: int) -> int:
+    """Tokens of a chunk that takes at most twice as long as the decode round that waits for it."""
+    most_s = ROUNDS * times.step_s(num_decoding, 0, num_blocks=num_blocks)
+    fitting = [size for size in SIZES if times.step_s(0, size, num_blocks=num_blocks) <= most_s]
+    return max(fitting, default=LEAST_TOKENS)
+
+
+def along_chain(times: StepTimes, *, num_blocks: int, num_tokens: int, num_hops: int) -> int:
+    """Tokens of a chunk with which a prompt of `num_tokens` is through a chain of equal servers first.
+
+    The last of n chunks leaves the last of P servers after n + P - 1 turns: small chunks keep all servers busy, large
+    ones take less time per token.
+    """
+
+    def seconds(size: int) -> float:
+        num_turns = math.ceil(num_tokens / size) + num_hops - 1
+        return num_turns * times.step_s(0, min(size, num_tokens), num_blocks=num_blocks)
+
+    return min(reversed(SIZES), key=seconds)

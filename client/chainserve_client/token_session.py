@@ -1,0 +1,61 @@
+"""A session in token mode that outlives its servers: tokens come, and go on over another chain when theirs breaks.
+
+Servers embed and sample; the client knows token ids only. After a loss the tokens so far are the prompt of the new
+chain. What is drawn depends on seed and position alone, so the answer is what it would have been without the loss.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from chainserve.errors import SessionLostError
+from chainserve.protocol.messages import Choice
+from chainserve.types import Chain
+from chainserve_client.lifeline import Lifeline, Recovery
+
+
+class TokenSession:
+    """The tokens of one request. Use one caller at a time."""
+
+    def __init__(self, line: Lifeline, ids: list[int]) -> None:
+        """`ids` are the prompt, and grow by what comes: whoever opens another chain looks there."""
+        self.line = line
+        self._ids = ids
+
+    @property
+    def chain(self) -> Chain:
+        """The chain it runs on now."""
+        return self.line.current.chain
+
+    @property
+    def recoveries(self) -> Sequence[Recovery]:
+        """How it went on elsewhere."""
+        return self.line.recoveries
+
+    async def tokens(self) -> AsyncGenerator[Choice, None]:
+        """Tokens as the tail chooses them, up to the last one; SessionLostError if no chain could go on."""
+        while True:
+            try:
+                async with aclosing(self._on_this_chain()) as choices:
+                    async for choice in choices:
+                        yield choice
+                        if choice.is_last:
+                            return
+            except SessionLostError as error:
+                await self.line.replace(error)
+
+    async def close(self) -> None:
+        """Free the session's cache along the chain."""
+        await self.line.close()
+
+    async def _on_this_chain(self) -> AsyncGenerator[Choice, None]:
+        """Tokens until the chain breaks, or a server of it is about to leave and another chain has been opened."""
+        current, num_known = self.line.current, len(self._ids)
+        await current.send(current.state.prompt(self._ids))
+        async with aclosing(current.outputs(num_known)) as outputs:
+            async for choice in outputs:
+                assert isinstance(choice, Choice)
+                self.line.arrived(num_known)
+                self._ids += choice.ids
+                yield choice
+                if await self.line.move_if_leaving():
+                    return

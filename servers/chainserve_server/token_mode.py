@@ -1,0 +1,109 @@
+"""Token mode as the head sees it: which tokens a session has, and the step that it goes on with.
+
+The tail chooses tokens and tells the head at the same time as the client; so the client's distance is not in the loop.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from chainserve.planning.speculation import Speculation
+from chainserve.protocol.messages import Choice, Step
+from chainserve.types import SessionId
+from chainserve_server.drafts import PromptLookup
+
+ExtraSeconds = Callable[[int], float]
+
+
+class HeadTokens:
+    """One session's tokens, and how it goes on."""
+
+    def __init__(
+        self,
+        session: SessionId,
+        *,
+        max_tokens: int,
+        max_drafts: int,
+        extra_s: ExtraSeconds,  # by how many seconds so many drafts make a step longer
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.num_cached: int | None = None  # tokens that nobody has to compute; None: the chain does not stand yet
+        self._num_emitted = 0  # steps that have gone on to the next server
+        self._fed_end = 0  # position up to which tokens were given to the engine
+        self._emitted_end = 0  # and up to which they have left it
+        self._session = session
+        self._max_tokens = max_tokens
+        self._max_drafts = max_drafts
+        self._known = PromptLookup()
+        self._drafts: list[int] = []  # what may follow the last step's first token, sent or not
+        self._speculation = Speculation(extra_s)
+        self._clock = clock
+        self._began_s: float | None = None
+        self._num_sent = 0  # drafts of the last step
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens that are certain."""
+        return self._known.ids
+
+    @property
+    def is_prompted(self) -> bool:
+        return bool(self.ids)
+
+    def prompt(self, ids: tuple[int, ...]) -> None:
+        """Take the prompt."""
+        self._known.extend(ids)
+
+    def first_step(self) -> Step | None:
+        """The prompt, but for what is cached; None until both the prompt and the chain are there."""
+        if not self.is_prompted or self.num_cached is None:
+            return None
+        start = min(self.num_cached, len(self.ids) - 1)
+        self._fed_end = len(self.ids)
+        return Step(self._session, 0, start, len(self.ids) - start, 1, ids=tuple(self.ids[start:]))
+
+    def number(self, step: Step) -> Step:
+        """The step with its number, as it goes on to the next server."""
+        self._num_emitted += 1
+        self._emitted_end = step.start + step.num_tokens
+        return replace(step, sequence=self._num_emitted - 1)
+
+    @property
+    def last_sequence(self) -> int:
+        """Number of the step whose outputs come next: the last one that has gone on, or one that waits here still."""
+        return self._num_emitted - (self._emitted_end == self._fed_end)
+
+    def expects(self, choice: Choice) -> bool:
+        """Whether these tokens are the next ones, and as many as can be."""
+        end = choice.start + len(choice.ids)
+        return self._fed_end > 0 and choice.start == len(self.ids) and end <= self._max_tokens + 1
+
+    def next_step(self, choice: Choice) -> Step | None:
+        """Take what the tail has chosen, and go on with it; None after the last token."""
+        self._learn(choice)
+        self._known.extend(choice.ids)
+        if choice.is_last or len(self.ids) > self._max_tokens:
+            return None
+        room = self._max_tokens - len(self.ids)
+        self._drafts = self._known.propose(min(self._max_drafts, room)) if self._max_drafts else []
+        self._num_sent = self._speculation.num_drafts(most=len(self._drafts))
+        start = len(self.ids) - 1
+        ids = (self.ids[-1], *self._drafts[: self._num_sent])
+        self._fed_end = start + len(ids)
+        self._emitted_end = start
+        self._began_s = self._clock()
+        return Step(self._session, 0, start, len(ids), len(ids), ids=ids)
+
+    def _learn(self, choice: Choice) -> None:
+        """See how the last step's drafts did, and how long it took."""
+        if self._began_s is None:
+            return
+        self._speculation.took(self._clock() - self._began_s, num_drafts=self._num_sent)
+        compared = self._drafts[: max(self._num_sent, 1)]  # one that was not sent is compared too
+        pairs = zip(compared, choice.ids, strict=False)
+        num_right = next((at for at, (draft, token) in enumerate(pairs) if draft != token), None)
+        if num_right is None:
+            num_right = min(len(compared), len(choice.ids))
+            self._speculation.verified(num_right, num_wrong=0)
+        else:
+            self._speculation.verified(num_right, num_wrong=1)
