@@ -82,6 +82,7 @@ def card(rng: random.Random) -> Card:
         forward_s=2e-4,
         prefill=((8, 5e-4 * speed), (512, 9e-3 * speed)),
         decode=((1, 4.5e-4 * speed), (16, 6e-4 * speed)),
+        head=((1, 6e-4 * speed), (16, 8e-4 * speed)),
     )
     profile = BlockProfile(
         times=times,

@@ -2,7 +2,7 @@
 
 import ctypes
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ class LoadReport:
     """As stored in the checkpoint."""
     num_tensors: int
     seconds: float
+
+    def __add__(self, other: "LoadReport") -> "LoadReport":
+        """What one took and then another."""
+        return LoadReport(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 def load_weights(

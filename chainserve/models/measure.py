@@ -1,4 +1,5 @@
-"""Time a model's own blocks on a device, through the runner that serves them; random weights are as good as real ones.
+"""Time a model's own blocks and head on a device, through the runner that serves them; random weights are as good as
+real ones.
 
 Decode steps and prefill chunks of several sizes take turns in rounds, so that a slow moment touches all alike, and the
 median of the rounds counts. Steps come and go as bytes, as those of peers do, which also waits for the device.
@@ -17,19 +18,20 @@ from transformers import PretrainedConfig, PreTrainedModel
 from chainserve.models.cache import KVCache
 from chainserve.models.conversion import weight_dtypes
 from chainserve.models.costs import end_costs
+from chainserve.models.ends import End, Ends, end_skeleton
 from chainserve.models.load import bytes_by_block
 from chainserve.models.runner import Runner
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.support import cache_bytes_per_token
 from chainserve.models.wire import from_wire, to_wire
-from chainserve.planning.profile import MAX_BATCH_TOKENS, BlockProfile, Timings
+from chainserve.planning.profile import MAX_BATCH_TOKENS, MAX_OUTPUTS, BlockProfile, Timings
 from chainserve.protocol.messages import Step
 from chainserve.types import SessionId, Span
 
 CHUNKS = (8, 32, 128, 512)
 """Tokens of a prefill chunk; clients send no longer ones."""
 BATCHES = (1, 2, 4, 8, 16)
-"""Sessions of a decode step."""
+"""Sessions of a decode step, and outputs that the head turns into logits."""
 CONTEXT_TOKENS = 8
 """What a decoding session has cached; attention to more adds little to the weights that a step reads."""
 CACHE_TOKENS = (max(BATCHES) + 1) * (CONTEXT_TOKENS + 1) + max(CHUNKS)
@@ -42,7 +44,7 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 7
 BUDGET_S = 2.0
 """No further round begins after this, once there are enough."""
 SLOW_S = 0.5
-"""Chunks longer than one that took this are left out."""
+"""Chunks longer than one that took this are left out, and so are more outputs."""
 
 Clock = Callable[[], float]
 
@@ -50,9 +52,9 @@ Clock = Callable[[], float]
 def measure(
     config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device, clock: Clock = time.perf_counter
 ) -> BlockProfile:
-    """Measure the blocks of a model that `check_supported` accepts; takes about three seconds for small models.
+    """Measure blocks and head of a model that `check_supported` accepts; takes some seconds for small models.
 
-    Takes memory for two blocks, or for `COLD_BYTES` of smaller ones, and for the largest batch.
+    Takes memory for two blocks, or for `COLD_BYTES` of smaller ones, for the head, and for the largest batch.
     """
     num_blocks, sizes = config.num_hidden_layers, bytes_by_block(config, dtype)
     num_measured = min(num_blocks, max(2, -(-COLD_BYTES // sizes[-1])))
@@ -89,9 +91,12 @@ def last_of_each_kind(config: PretrainedConfig, block_bytes: Sequence[int]) -> f
 
 
 def random_runner(config: PretrainedConfig, span: Span, *, dtype: torch.dtype, device: torch.device) -> Runner:
-    """A runner of blocks with random weights, and with room for all that is measured."""
+    """A runner of blocks with random weights, of the head with the last, and with room for all that is measured."""
     model = with_random_weights(build_skeleton(config, span), dtype=dtype, device=device)
-    return Runner(model, span, KVCache(span, budget_tokens=CACHE_TOKENS + LONG_CONTEXT_TOKENS + 2))
+    ends = Ends()
+    if span.end == config.num_hidden_layers:
+        ends = Ends(with_random_weights(end_skeleton(config, End.HEAD), dtype=dtype, device=device))
+    return Runner(model, span, KVCache(span, budget_tokens=CACHE_TOKENS + LONG_CONTEXT_TOKENS + 2), ends=ends)
 
 
 def with_random_weights(skeleton: PreTrainedModel, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -114,9 +119,9 @@ def random_weight(like: Tensor, *, dtype: torch.dtype, device: torch.device) -> 
 
 
 def time_blocks(runner: Runner, hidden_size: int, *, clock: Clock) -> Timings:
-    """Seconds of decode steps and prefill chunks through all blocks of `runner`, and of one block alone.
+    """Seconds of decode steps and prefill chunks through all blocks of `runner`, of one block alone, and of the head.
 
-    The runner's cache has room for `CACHE_TOKENS`, and no sessions.
+    The runner has the model's last block. Its cache has room for `CACHE_TOKENS`, and no sessions.
     """
     numbers = count()
 
@@ -144,6 +149,12 @@ def time_blocks(runner: Runner, hidden_size: int, *, clock: Clock) -> Timings:
     def decode_s(num_sessions: int) -> float:
         return forward_s(decoding[:num_sessions], start=CONTEXT_TOKENS, num_tokens=1)
 
+    def head_s(num_outputs: int) -> float:
+        rows = hidden[:num_outputs].to(runner.device)
+        began = clock()
+        runner.ends.logits(rows).argmax(-1).tolist()  # the least that is made of logits; waits for the device
+        return clock() - began
+
     forward_s(decoding, start=0, num_tokens=CONTEXT_TOKENS)
     for span, session in alone.items():
         forward_s([session], start=0, num_tokens=CONTEXT_TOKENS, span=span)
@@ -151,6 +162,11 @@ def time_blocks(runner: Runner, hidden_size: int, *, clock: Clock) -> Timings:
     for size in CHUNKS:  # to warm up, and to see how long it takes
         prefill[size] = []
         if prefill_s(size) > SLOW_S and len(prefill) > 1:
+            break
+    head: dict[int, list[float]] = {}
+    for num_outputs in BATCHES:
+        head[num_outputs] = []
+        if head_s(num_outputs) > SLOW_S and len(head) > 1:
             break
     decode: dict[int, list[float]] = {num_sessions: [] for num_sessions in BATCHES}
     one_block: list[float] = []
@@ -163,7 +179,9 @@ def time_blocks(runner: Runner, hidden_size: int, *, clock: Clock) -> Timings:
         one_block += [forward_s([alone[span]], start=CONTEXT_TOKENS, num_tokens=1, span=span) for span in alone]
         for size, seconds in prefill.items():
             seconds.append(prefill_s(size))
-    return Timings(num_blocks=len(whole), prefill=prefill, decode=decode, one_block=one_block)
+        for num_outputs, seconds in head.items():
+            seconds.append(head_s(num_outputs))
+    return Timings(num_blocks=len(whole), prefill=prefill, decode=decode, one_block=one_block, head=head)
 
 
 def largest_batch_bytes(runner: Runner, span: Span, hidden_size: int) -> int:
@@ -171,7 +189,8 @@ def largest_batch_bytes(runner: Runner, span: Span, hidden_size: int) -> int:
 
     The batch is a chunk that ends a long prompt, as attention takes most for that, and a token of another session, so
     that hidden states are joined, which is a copy. They come as float32, the widest that travels. On the CPU, what
-    `from_wire` makes of them counts, and so do they.
+    `from_wire` makes of them counts, and so do they. If the runner has the head, so many outputs as may be are turned
+    into logits, beside what came in and out.
     """
     device = runner.device
     prompting, decoding = SessionId(b"prompting".ljust(16)), SessionId(b"decoding".ljust(16))
@@ -182,7 +201,10 @@ def largest_batch_bytes(runner: Runner, span: Span, hidden_size: int) -> int:
 
     def forward(*steps: Step) -> None:
         rows = [from_wire(to_wire(hidden[: step.num_tokens]), dtype=runner.dtype, device=device) for step in steps]
-        outputs = runner.forward(torch.cat(rows), steps, span)
+        joined = torch.cat(rows)
+        outputs = runner.forward(joined, steps, span)
+        if runner.ends.has_head:
+            runner.ends.logits(outputs[-MAX_OUTPUTS:]).float()
         to_wire(torch.cat(outputs.split([step.num_tokens for step in steps])))
 
     forward(Step(prompting, 0, 0, 1, 1), Step(decoding, 0, 0, 1, 1))  # from now on they have memory for their cache

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from chainserve.errors import FrameError
 from chainserve.models.cache import KVCache
+from chainserve.models.ends import Ends
 from chainserve.models.skeleton import blocks_of, final_norm, with_skips
 from chainserve.protocol.messages import Step
 from chainserve.types import Span
@@ -16,14 +17,15 @@ from chainserve.types import Span
 class Runner:
     """The blocks of one server, with the cache of its sessions. Call it from one thread only."""
 
-    def __init__(self, model: PreTrainedModel, span: Span, cache: KVCache) -> None:
-        """`model` is a loaded skeleton with the blocks of `span` and without a head."""
+    def __init__(self, model: PreTrainedModel, span: Span, cache: KVCache, *, ends: Ends | None = None) -> None:
+        """`model` is a loaded skeleton with the blocks of `span` and without its ends, which are `ends`."""
         self._base = model.base_model
         assert isinstance(getattr(self._base, final_norm(self._base)), nn.Identity), "built with a head"
         self._hidden_size = model.config.hidden_size
         self._blocks = {span: blocks_of(self._base)}
         self.span = span
         self.cache = cache
+        self.ends = ends or Ends()
 
     @property
     def dtype(self) -> torch.dtype:

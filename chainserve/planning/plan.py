@@ -10,6 +10,7 @@ from chainserve.planning import explanation
 from chainserve.planning.allocation import PairSeconds, residual_slots
 from chainserve.planning.bounds import ResponseTimeBounds, response_time_bounds
 from chainserve.planning.improve import Judged, improve
+from chainserve.planning.moves import overlap
 from chainserve.planning.placement import GreedyPlacement, greedy_placement, weights_fit
 from chainserve.planning.tuning import Candidate, ConcurrencyChoice, choose_concurrency
 from chainserve.planning.values import (
@@ -163,8 +164,8 @@ def moved_bytes(before: Placement, after: Placement, model: ModelSpec) -> float:
 
     What a new server loads does not count: it serves nobody meanwhile, and loads in any case.
     """
-    stayed = [peer for peer in after if peer in before.spans]
-    return sum(len(set(after[peer]) - set(before[peer])) for peer in stayed) * model.block_bytes
+    stayed = [(after[peer], overlap(before[peer], after[peer])) for peer in after if peer in before.spans]
+    return sum(model.weight_bytes(span) - (model.weight_bytes(keep) if keep else 0) for span, keep in stayed)
 
 
 def _staying(profiles: Sequence[ServerProfile], model: ModelSpec, before: Placement) -> tuple[ServerProfile, ...]:

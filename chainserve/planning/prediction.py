@@ -35,12 +35,13 @@ def predict(
 
     `pair_hop_s[i, j]` is the seconds of one message from i to j; heads, and pairs that are not in it, have the `hop_s`
     of their server. `pair_prompt_s[i, j]` is how many more the prompt takes from i to j, which counts where the link is
-    slow; none where it is absent. With n output tokens the service time is `first_token_s + (n - 1) * token_s`.
+    slow; none where it is absent. The tail's head turns one output into each token. With n output tokens the service
+    time is `first_token_s + (n - 1) * token_s`, beside the head, which planning does not count.
     ValueError for a negative number of tokens.
     """
     require("input_tokens", input_tokens, positive=False)
     pairs, prompts = pair_hop_s or {}, pair_prompt_s or {}
-    first_token_s = token_s = 0.0
+    first_token_s = token_s = servers[chain.hops[-1].peer].head_s
     before: PeerId | None = None
     for hop in chain.hops:
         server = servers[hop.peer]

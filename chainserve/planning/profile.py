@@ -16,6 +16,8 @@ from chainserve.planning.values import ModelSpec, require
 
 MAX_BATCH_TOKENS = 1024
 """Tokens of the largest packed forward that servers run; `BlockProfile.activation_bytes` is what it takes."""
+MAX_OUTPUTS = 64
+"""Rows of logits that servers compute at once, at most; `activation_bytes` has room for them as float32."""
 
 MAX_OUTPUTS = 64
 """Rows of logits that are computed at once."""
@@ -26,7 +28,7 @@ Points = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
-    """Seconds of packed forwards: points that were measured, straight lines between and beyond them.
+    """Seconds of packed forwards, and of norm and head: points that were measured, straight lines between and beyond.
 
     Points and not four terms, because speed changes by jumps: on a CPU a step of two sessions takes nearly twice as
     long as that of one, as another kernel runs, and a step of eight little longer than that of four.
@@ -35,28 +37,37 @@ class StepTimes:
     forward_s: float  # of every forward, however many blocks it runs
     prefill: Points  # of one block, by tokens of one chunk
     decode: Points  # of one block, by sessions that take one token each
+    head: Points  # of final norm and head, by outputs that they turn into logits
 
     def __post_init__(self) -> None:
         require("forward_s", self.forward_s, positive=False)
-        for name, points in (("prefill", self.prefill), ("decode", self.decode)):
+        for name, points in (("prefill", self.prefill), ("decode", self.decode), ("head", self.head)):
             sizes = [size for size, _ in points]
             if len(sizes) < 2 or sizes[0] < 1 or any(small >= large for small, large in pairwise(sizes)):
                 raise ValueError(f"{name} is measured at sizes {sizes}: it takes at least two, rising from at least 1")
             for size, seconds in points:
                 require(f"{name} at size {size}", seconds)
 
-    def step_s(self, num_decode: int, num_prefill_tokens: int, *, num_blocks: int) -> float:
-        """Seconds of one packed forward: a token each for `num_decode` sessions, and tokens of prompts."""
+    def step_s(self, num_decode: int, num_prefill_tokens: int, *, num_blocks: int, num_outputs: int = 0) -> float:
+        """Seconds of one packed forward: a token each for `num_decode` sessions, and tokens of prompts.
+
+        `num_outputs` of its tokens go on through norm and head.
+        """
         if not num_decode and not num_prefill_tokens:
             return 0.0
         block_s = _between(self.decode, num_decode) + _between(self.prefill, num_prefill_tokens)
-        return self.forward_s + num_blocks * block_s
+        return self.forward_s + num_blocks * block_s + _between(self.head, num_outputs)
 
     @property
     def block(self) -> BlockTimes:
         """t_o, t_I and t_O of a request that is alone: prefill as the line nearest to its points, relatively."""
         overhead_s, prefill_s = nearest_line(self.prefill)
         return BlockTimes(overhead_s=overhead_s, prefill_s=prefill_s, decode_s=_between(self.decode, 1))
+
+    @property
+    def head_s(self) -> float:
+        """Seconds of norm and head for one output."""
+        return _between(self.head, 1)
 
     @property
     def session_s(self) -> float:
@@ -85,7 +96,8 @@ class BlockProfile:
 
     def server_times(self, message_s: float) -> ServerTimes:
         """What planning and simulation use, where each message to this server takes `message_s`."""
-        return ServerTimes(hop_s=message_s + self.times.forward_s, block=self.times.block)
+        times = self.times
+        return ServerTimes(hop_s=message_s + times.forward_s, block=times.block, head_s=times.head_s)
 
     def model(self, num_blocks: int, *, max_tokens: int) -> ModelSpec:
         """What a model of `num_blocks` such blocks costs in memory, with slots for `max_tokens` tokens."""
@@ -104,7 +116,7 @@ class BlockProfile:
         try:
             values = dict(fields)  # type: ignore[call-overload]
             times = dict(values.pop("times"))
-            for name in ("prefill", "decode"):
+            for name in ("prefill", "decode", "head"):
                 times[name] = tuple((whole(size), number(seconds)) for size, seconds in times[name])
             times["forward_s"] = number(times["forward_s"])
             is_tied = flag(values.pop("is_tied"))
@@ -122,6 +134,7 @@ class Timings:
     prefill: Mapping[int, Sequence[float]]  # by tokens of the chunk
     decode: Mapping[int, Sequence[float]]  # by sessions; 1 is among them
     one_block: Sequence[float]  # of one session through one block only
+    head: Mapping[int, Sequence[float]]  # of norm and head alone, by outputs
 
     def step_times(self) -> StepTimes:
         """Medians over rounds, split into what a forward takes at all and what its blocks take."""
@@ -136,7 +149,12 @@ class Timings:
         def per_block(medians: Mapping[int, float]) -> Points:
             return tuple((size, (seconds - forward_s) / self.num_blocks) for size, seconds in sorted(medians.items()))
 
-        return StepTimes(forward_s=forward_s, prefill=per_block(prefill), decode=per_block(decode))
+        return StepTimes(
+            forward_s=forward_s,
+            prefill=per_block(prefill),
+            decode=per_block(decode),
+            head=tuple(sorted(_medians(self.head).items())),
+        )
 
 
 @lru_cache(maxsize=1024)

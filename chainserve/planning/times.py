@@ -37,13 +37,15 @@ class BlockTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTimes:
-    """One server: seconds of each message to it, and of its blocks."""
+    """One server: seconds of each message to it, of its blocks, and of the head."""
 
     hop_s: float  # per output token: one message each, the first of them carries the prompt
     block: BlockTimes
+    head_s: float = 0.0  # of final norm and head for one output, where the server has the last block
 
     def __post_init__(self) -> None:
         require("hop_s", self.hop_s, positive=False)
+        require("head_s", self.head_s, positive=False)
 
     def span_s(self, num_blocks: int, *, input_tokens: float, output_tokens: float) -> float:
         """Seconds of one request for the hop to this server and `num_blocks` blocks on it."""

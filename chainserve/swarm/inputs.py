@@ -63,6 +63,9 @@ def inputs_of(members: Mapping[PeerId, Announcement], model: ModelFacts, current
         num_blocks=model.num_blocks,
         block_bytes=reference.block_bytes,
         slot_bytes=reference.token_bytes * slot_tokens,
+        embedding_bytes=reference.embedding_bytes,
+        head_bytes=reference.head_bytes,
+        is_tied=reference.is_tied,
     )
     round_trips = _round_trips(offers)
     usual_s = {peer: _usual_round_trip_s(peer, round_trips) for peer in offers}
@@ -144,18 +147,32 @@ def _ratio(check: StepCheck | None) -> float:
 
 
 def _times(offer: Offer, round_trip_s: float) -> ServerTimes:
-    return ServerTimes(hop_s=round_trip_s / 2 + offer.profile.times.forward_s, block=corrected(offer))
+    times = offer.profile.times
+    return ServerTimes(
+        hop_s=round_trip_s / 2 + times.forward_s,
+        block=corrected(offer),
+        head_s=times.head_s * _ratio(offer.decode),
+    )
 
 
 def _memory_bytes(server: Announcement, offer: Offer, model: ModelSpec, *, token_bytes: float) -> float:
-    """Memory for weights and cache, in bytes of the model's blocks where a server's own have another dtype."""
+    """Memory for weights and cache, in bytes of the model's weights where a server's own have another dtype.
+
+    The least ratio of the two counts, so that whatever fits by the model's bytes does by the server's own.
+    """
     most_bytes = MAX_SESSIONS * model.slot_bytes
     if server.pinned and server.span:
-        return len(server.span) * (model.block_bytes + min(server.cache_tokens * token_bytes, most_bytes))
-    profile = offer.profile
-    scale = min(model.block_bytes / profile.block_bytes, token_bytes / profile.token_bytes)
-    memory_bytes = (offer.memory_bytes - profile.activation_bytes) * scale
-    return max(1.0, min(memory_bytes, model.num_blocks * (model.block_bytes + most_bytes)))
+        cache_bytes = min(server.cache_tokens * token_bytes, most_bytes)
+        return model.weight_bytes(server.span) + len(server.span) * cache_bytes
+    profile, whole = offer.profile, Span(0, model.num_blocks)
+    sizes = (
+        (model.block_bytes, profile.block_bytes),
+        (token_bytes, profile.token_bytes),
+        (model.embedding_bytes, profile.embedding_bytes),
+        (model.head_bytes, profile.head_bytes),
+    )
+    memory_bytes = (offer.memory_bytes - profile.activation_bytes) * min(ours / own for ours, own in sizes if own)
+    return max(1.0, min(memory_bytes, model.weight_bytes(whole) + model.num_blocks * most_bytes))
 
 
 def whereabouts(server: Announcement, current: SwarmPlan | None) -> Span | None:

@@ -92,7 +92,7 @@ class Offer:
             _require(name, getattr(self.profile, name), most=MAX_BYTES)
         times = self.profile.times
         _require("forward_s", times.forward_s, most=MAX_STEP_S)
-        for points in (times.prefill, times.decode):
+        for points in (times.prefill, times.decode, times.head):
             if len(points) > MAX_POINTS:
                 raise ValueError(f"a profile of {len(points)} sizes, at most {MAX_POINTS}")
             for size, seconds in points:

@@ -54,8 +54,8 @@ def _to_fields(plan: SwarmPlan) -> dict[str, Any]:
         return None if server.pinned is None else (server.pinned.start, server.pinned.end)
 
     def figures(server: PlannedServer) -> tuple[float, ...]:
-        block = server.times.block
-        return server.memory_bytes, server.times.hop_s, block.overhead_s, block.prefill_s, block.decode_s
+        times, block = server.times, server.times.block
+        return server.memory_bytes, times.hop_s, block.overhead_s, block.prefill_s, block.decode_s, times.head_s
 
     return {
         "epoch": plan.epoch,
@@ -178,13 +178,13 @@ def _model(num_blocks: object, is_tied: object, *sizes: object) -> ModelSpec:
 
 
 def _server(peer: object, offered_bytes: object, pinned: Any, *figures: object) -> PlannedServer:
-    memory_bytes, hop_s, overhead_s, prefill_s, decode_s = map(number, figures)
+    memory_bytes, hop_s, overhead_s, prefill_s, decode_s, head_s = map(number, figures)
     block = BlockTimes(overhead_s=overhead_s, prefill_s=prefill_s, decode_s=decode_s)
     return PlannedServer(
         peer=PeerId(text(peer)),
         offered_bytes=whole(offered_bytes),
         memory_bytes=memory_bytes,
-        times=ServerTimes(hop_s=hop_s, block=block),
+        times=ServerTimes(hop_s=hop_s, block=block, head_s=head_s),
         pinned=None if pinned is None else to_span(pinned),
     )
 

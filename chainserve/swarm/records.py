@@ -21,7 +21,7 @@ from chainserve.swarm.identity import Identity, peer_id_of, verify
 from chainserve.swarm.offers import MAX_BYTES, Offer
 from chainserve.types import PeerId, Span
 
-SCHEMA = 3
+SCHEMA = 4
 MAX_RECORD_BYTES = 16 * 1024
 MAX_LEASE_S = 3600.0  # a record that claims to live longer comes from a wrong clock
 MAX_BLOCKS = 10_000

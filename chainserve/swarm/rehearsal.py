@@ -124,7 +124,7 @@ class PretendHost:
 
     def _describe(self, epoch: int) -> Announcement:
         profile, span = self._card.profile, self._span
-        weight_bytes = len(span or ()) * profile.block_bytes
+        weight_bytes = self._weight_bytes(span)
         left = self._card.memory_bytes - profile.activation_bytes - weight_bytes
         tokens = max(0, left) // (profile.token_bytes * len(span)) if span else 0
         return Announcement(
@@ -147,23 +147,23 @@ class PretendHost:
         )
 
     def can_hold(self, span: Span) -> bool:
-        return self._fits(len(span))
+        return self._fits(self._weight_bytes(span))
 
     async def hold(self, span: Span) -> None:
-        before, block_bytes = self.serving, self._card.profile.block_bytes
-        num_new = len(set(span).difference(before or ()))
+        before = self.serving
         keep = overlap(before, span)
+        new_bytes = self._weight_bytes(span) - self._weight_bytes(keep)
         is_first = before is None
-        if not is_first and not self._fits(num_new + len(before or ())):
+        if not is_first and not self._fits(new_bytes + self._weight_bytes(before)):
             self._serve(keep)
             self._say(ServerState.ONLINE if keep else ServerState.LOADING, keep or span)
         elif is_first:
             self._say(ServerState.LOADING, span)
-        await asyncio.sleep(num_new * block_bytes / self._card.load_bytes_per_s)
+        await asyncio.sleep(new_bytes / self._card.load_bytes_per_s)
         if is_first:
-            self._ledger.bytes_loaded_at_first += num_new * block_bytes
+            self._ledger.bytes_loaded_at_first += new_bytes
         else:
-            self._ledger.bytes_loaded += num_new * block_bytes
+            self._ledger.bytes_loaded += new_bytes
         self._serve(span)
         self._say(ServerState.ONLINE, span)
 
@@ -182,9 +182,12 @@ class PretendHost:
         self._ledger.leave(before)
         return before
 
-    def _fits(self, num_blocks: int) -> bool:
-        profile = self._card.profile
-        return num_blocks * profile.block_bytes + profile.activation_bytes <= self._card.memory_bytes
+    def _weight_bytes(self, span: Span | None) -> int:
+        model = self._card.profile.model(self._num_blocks, max_tokens=1)
+        return int(model.weight_bytes(span)) if span else 0
+
+    def _fits(self, weight_bytes: int) -> bool:
+        return weight_bytes + self._card.profile.activation_bytes <= self._card.memory_bytes
 
     def _serve(self, span: Span | None) -> None:
         self._ledger.move(self.serving, span)

@@ -1,6 +1,6 @@
 """The blocks that this server holds, and how it moves from some to others while it serves.
 
-What stays is served all the time, and never read again. What is new is loaded beside what is old where memory allows;
+With the model's first block comes the token embedding, with its last block norm and head. What stays is served all the time, and never read again. What is new is loaded beside what is old where memory allows;
 else the old goes first. At no moment do weights, activations and cache together take more than the memory given.
 """
 
@@ -11,8 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from chainserve.models.cache import KVCache
+from chainserve.models.ends import End, Ends, end_skeleton, ends_of
 from chainserve.models.load import LoadReport, load_weights
 from chainserve.models.runner import Runner
 from chainserve.models.skeleton import Skip, blocks_of, build_skeleton
@@ -30,11 +32,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Blocks in memory, and what runs them."""
+    """Blocks in memory with the ends that come with them, and what runs them."""
 
     span: Span
     runner: Runner
     modules: dict[int, nn.Module]
+    ends: dict[End, PreTrainedModel]
 
 
 class Blocks:
@@ -157,23 +160,32 @@ class Blocks:
         await self._engine.between_iterations(lambda: None)
 
     async def _load(self, span: Span, new_bytes: int) -> tuple[Held, LoadReport]:
-        """Bring in the blocks of the span that are not here, in a thread, and leave alone those that are: they run."""
+        """Bring in what of the span is not here, in a thread, and leave alone what is: it runs."""
         prepared = self._prepared
+        config, wanted = prepared.source.config, ends_of(span, prepared.source.num_blocks)
+        ends = {end: model for end, model in self._held.ends.items() if end in wanted} if self._held else {}
         stays = {block: module for block, module in self._held.modules.items() if block in span} if self._held else {}
         self.weight_bytes += new_bytes
 
+        def read(skeleton: PreTrainedModel) -> LoadReport:
+            return load_weights(
+                skeleton, prepared.source, dtype=prepared.dtype, device=prepared.device, progress=new_bytes > 0
+            )
+
         def load() -> tuple[Held, LoadReport]:
-            skeleton = build_skeleton(prepared.source.config, span)
+            skeleton = build_skeleton(config, span)
             blocks = blocks_of(skeleton.base_model)
             for block in stays:
                 blocks[block] = Skip(blocks[block])
-            report = load_weights(
-                skeleton, prepared.source, dtype=prepared.dtype, device=prepared.device, progress=new_bytes > 0
-            )
+            report = read(skeleton)
             for block, module in stays.items():
                 blocks[block] = module
             modules = {block: blocks[block] for block in span}
-            return Held(span, Runner(skeleton, span, self.cache), modules), report
+            for end in wanted:
+                if end not in ends:
+                    ends[end] = end_skeleton(config, end, beside=list(ends.values()))
+                    report += read(ends[end])
+            return Held(span, Runner(skeleton, span, self.cache, ends=Ends(*ends.values())), modules, ends), report
 
         return await in_background(load)
 

@@ -1,7 +1,6 @@
 """The devices of this machine, and what fits into their memory."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import psutil
 import torch
@@ -64,22 +63,22 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 
 
 def cache_budget(
-    memory_bytes: int, *, block_bytes: Sequence[int], activation_bytes: int, token_bytes: int, num_tokens: int
+    memory_bytes: int, *, weight_bytes: Sequence[int], activation_bytes: int, token_bytes: int, num_tokens: int
 ) -> int:
     """Tokens of cache that fit beside weights and activations, or OutOfMemoryError saying how many blocks would fit.
 
-    `block_bytes`: weights of each block; `activation_bytes`: of the largest batch; `token_bytes`: cache per token and
-    block; `num_tokens`: what is needed at least.
+    `weight_bytes`: of the first block, of the first two, and so on up to all of them; `activation_bytes`: of the
+    largest batch; `token_bytes`: cache per token and block; `num_tokens`: what is needed at least.
     """
-    weight_bytes, slot_bytes = sum(block_bytes), token_bytes * num_tokens
-    budget = (memory_bytes - activation_bytes - weight_bytes) // (token_bytes * len(block_bytes))
+    num_blocks, slot_bytes = len(weight_bytes), token_bytes * num_tokens
+    budget = (memory_bytes - activation_bytes - weight_bytes[-1]) // (token_bytes * num_blocks)
     if budget >= num_tokens:
         return budget
-    used = accumulate((size + slot_bytes for size in block_bytes), initial=activation_bytes)
-    fitting = max(sum(1 for num_bytes in used if num_bytes <= memory_bytes) - 1, 0)
-    needs = _needs(weight_bytes, activation_bytes, slot_bytes * len(block_bytes), num_tokens=num_tokens)
+    used = (activation_bytes + weights + slot_bytes * num for num, weights in enumerate(weight_bytes, start=1))
+    fitting = sum(1 for num_bytes in used if num_bytes <= memory_bytes)
+    needs = _needs(weight_bytes[-1], activation_bytes, slot_bytes * num_blocks, num_tokens=num_tokens)
     raise OutOfMemoryError(
-        f"{len(block_bytes)} blocks need {needs}, and {megabytes(memory_bytes)} are given: {fitting} blocks would fit"
+        f"{num_blocks} blocks need {needs}, and {megabytes(memory_bytes)} are given: {fitting} blocks would fit"
         + (", ask for fewer with --blocks" if fitting else ", give more with --memory")
     )
 

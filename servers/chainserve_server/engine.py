@@ -89,6 +89,7 @@ class Forward:
     num_decode: int  # steps of one token
     num_prefill_tokens: int
     seconds: float
+    num_outputs: int = 0  # of these tokens, those that were turned into logits
 
 
 @dataclass(frozen=True, slots=True)

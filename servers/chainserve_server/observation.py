@@ -64,7 +64,12 @@ class StepChecks:
 
     def observe(self, forward: Forward) -> None:
         """Take note of a forward; one that did both kinds of work says nothing about either."""
-        predicted_s = self._times.step_s(forward.num_decode, forward.num_prefill_tokens, num_blocks=len(forward.span))
+        predicted_s = self._times.step_s(
+            forward.num_decode,
+            forward.num_prefill_tokens,
+            num_blocks=len(forward.span),
+            num_outputs=forward.num_outputs,
+        )
         if min(predicted_s, forward.seconds) < LEAST_STEP_S:  # lines may fall to 0 beyond what was measured
             return
         if not forward.num_prefill_tokens:

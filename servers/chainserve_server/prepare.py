@@ -1,5 +1,6 @@
 """All that can be found out, and refused, before a server joins: model, blocks, device, speed, memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,8 +42,8 @@ class Prepared:
         return int(getattr(self.source.config, "max_position_embeddings", None) or SLOT_TOKENS)
 
     def weight_bytes(self, span: Span | None) -> int:
-        """Of all blocks of the span."""
-        return sum(self.block_bytes[block] for block in span or ())
+        """Of all blocks of the span, and of the ends of the model that come with them."""
+        return weight_bytes(span, self.block_bytes, self.profile)
 
     def left_bytes(self, *weight_bytes: int) -> int:
         """Memory for cache beside activations and such weights; below 0 if they do not fit."""
@@ -51,6 +52,20 @@ class Prepared:
     def cache_tokens(self, span: Span, left_bytes: int) -> int:
         """Tokens through all blocks of the span whose cache takes at most `left_bytes`."""
         return max(0, left_bytes) // (self.profile.token_bytes * len(span))
+
+
+def weight_bytes(span: Span | None, block_bytes: Sequence[int], profile: BlockProfile) -> int:
+    """Weights of a span, of a model whose blocks take `block_bytes`."""
+    if span is None:
+        return 0
+    end_bytes = profile.model(len(block_bytes), max_tokens=1).end_bytes(span)
+    return sum(block_bytes[block] for block in span) + int(end_bytes)
+
+
+def lightest_block(profile: BlockProfile, num_blocks: int) -> int:
+    """Weights of one block as planning counts them, where the least of the model's ends comes with it."""
+    model = profile.model(num_blocks, max_tokens=1)
+    return int(min(model.weight_bytes(Span(block, block + 1)) for block in range(num_blocks)))
 
 
 def prepare(config: ServerConfig) -> Prepared:
@@ -66,9 +81,10 @@ def prepare(config: ServerConfig) -> Prepared:
     profile = profile_of(source.config, dtype=dtype, device=device)
     block_bytes = bytes_by_block(source.config, dtype)
     if pinned is not None:
+        first = [Span(pinned.start, pinned.start + num_blocks) for num_blocks in range(1, len(pinned) + 1)]
         cache_budget(
             memory_bytes,
-            block_bytes=[block_bytes[block] for block in pinned],
+            weight_bytes=[weight_bytes(span, block_bytes, profile) for span in first],
             activation_bytes=profile.activation_bytes,
             token_bytes=profile.token_bytes,
             num_tokens=MIN_CACHE_TOKENS,
@@ -76,7 +92,7 @@ def prepare(config: ServerConfig) -> Prepared:
     else:
         check_one_block(
             memory_bytes,
-            block_bytes=max(block_bytes),
+            block_bytes=lightest_block(profile, source.num_blocks),
             activation_bytes=profile.activation_bytes,
             token_bytes=profile.token_bytes,
             slot_tokens=SLOT_TOKENS,

@@ -30,6 +30,7 @@ def profile(*, speed: float = 1.0) -> BlockProfile:
             forward_s=0.001,
             prefill=((32, 0.02 / speed), (512, 0.2 / speed)),
             decode=((1, 0.003 / speed), (8, 0.004 / speed)),
+            head=((1, 0.006 / speed), (8, 0.008 / speed)),
         ),
         block_bytes=BLOCK_BYTES,
         embedding_bytes=10**8,

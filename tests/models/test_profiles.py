@@ -18,7 +18,9 @@ from chainserve.planning.profile import BlockProfile, StepTimes
 
 CPU = torch.device("cpu")
 LLAMA, QWEN = FAMILIES["llama"], FAMILIES["qwen3"]
-TIMES = StepTimes(forward_s=0.001, prefill=((8, 0.02), (32, 0.05)), decode=((1, 0.004), (2, 0.007)))
+TIMES = StepTimes(
+    forward_s=0.001, prefill=((8, 0.02), (32, 0.05)), decode=((1, 0.004), (2, 0.007)), head=((1, 0.003), (2, 0.004))
+)
 PROFILE = BlockProfile(
     times=TIMES, block_bytes=9, embedding_bytes=3, head_bytes=4, is_tied=False, token_bytes=2, activation_bytes=5
 )

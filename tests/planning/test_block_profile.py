@@ -14,7 +14,12 @@ from chainserve.planning.values import ModelSpec
 from chainserve.types import PeerId
 
 CHUNKS, BATCHES = (8, 32, 128, 512), (1, 2, 4, 8, 16)
-TIMES = StepTimes(forward_s=0.001, prefill=((10, 0.02), (100, 0.11)), decode=((1, 0.004), (2, 0.01), (8, 0.016)))
+TIMES = StepTimes(
+    forward_s=0.001,
+    prefill=((10, 0.02), (100, 0.11)),
+    decode=((1, 0.004), (2, 0.01), (8, 0.016)),
+    head=((1, 0.003), (4, 0.009)),
+)
 PROFILE = BlockProfile(
     times=TIMES,
     block_bytes=1000,
@@ -44,6 +49,7 @@ def test_the_terms_that_made_timings_are_recovered(
         prefill={size: rounds(overhead_s + prefill_s * size) for size in CHUNKS},
         decode={num: rounds(decode_s + session_s * (num - 1)) for num in BATCHES},
         one_block=rounds(decode_s, 1),
+        head={num: [9.0, 0.5 * num, 0.5 * num] for num in BATCHES},
     ).step_times()
     exactly = {"rel": 1e-4, "abs": 1e-8}
     assert times.forward_s == pytest.approx(forward_s, **exactly)
@@ -51,6 +57,7 @@ def test_the_terms_that_made_timings_are_recovered(
         asdict(BlockTimes(overhead_s=overhead_s, prefill_s=prefill_s, decode_s=decode_s)), **exactly
     )
     assert times.session_s == pytest.approx(session_s, **exactly)
+    assert times.head == tuple((num, 0.5 * num) for num in BATCHES)
     for num_decode, num_tokens in ((1, 0), (3, 0), (20, 0), (0, 1), (0, 300), (0, 1024), (5, 100)):
         by_hand_s = forward_s
         if num_decode:
@@ -67,6 +74,12 @@ def test_between_sizes_that_were_measured_steps_take_a_time_between() -> None:
     assert TIMES.step_s(1, 100, num_blocks=1) == pytest.approx(0.001 + 0.004 + 0.11)
 
 
+def test_outputs_go_on_through_the_head() -> None:
+    for num_outputs, head_s in ((0, 0.0), (1, 0.003), (2, 0.005), (8, 0.017)):
+        step_s = TIMES.step_s(2, 0, num_blocks=3, num_outputs=num_outputs)
+        assert step_s == pytest.approx(0.001 + 3 * 0.01 + head_s)
+
+
 def test_a_forward_of_nothing_takes_no_time() -> None:
     assert TIMES.step_s(0, 0, num_blocks=3) == 0
 
@@ -77,8 +90,16 @@ def test_no_step_takes_less_than_no_time() -> None:
 
 
 def test_a_model_of_one_block_has_no_time_of_a_forward_apart() -> None:
-    times = Timings(num_blocks=1, prefill={1: [2.0], 3: [4.0]}, decode={1: [5.0], 2: [6.0]}, one_block=[5.0])
-    assert times.step_times() == StepTimes(forward_s=0, prefill=((1, 2.0), (3, 4.0)), decode=((1, 5.0), (2, 6.0)))
+    times = Timings(
+        num_blocks=1,
+        prefill={1: [2.0], 3: [4.0]},
+        decode={1: [5.0], 2: [6.0]},
+        one_block=[5.0],
+        head={1: [7.0], 2: [8.0]},
+    )
+    assert times.step_times() == StepTimes(
+        forward_s=0, prefill=((1, 2.0), (3, 4.0)), decode=((1, 5.0), (2, 6.0)), head=((1, 7.0), (2, 8.0))
+    )
 
 
 @given(st.lists(positive, min_size=9, max_size=9), positive)
@@ -88,6 +109,7 @@ def test_whatever_the_noise_times_are_positive(medians: list[float], alone_s: fl
         prefill={size: [seconds] for size, seconds in zip(CHUNKS, medians, strict=False)},
         decode={num: [seconds] for num, seconds in zip(BATCHES, medians[4:], strict=True)},
         one_block=[alone_s],
+        head={1: [alone_s], 2: [alone_s]},
     )
     times = timings.step_times()
     assert min(times.forward_s, *asdict(times.block).values(), times.session_s) >= 0
@@ -116,6 +138,7 @@ def test_a_line_is_fitted_once_for_equal_points() -> None:
 
 def test_planning_sees_times_per_message_and_per_block() -> None:
     server = PROFILE.server_times(0.05).profile(PeerId("a"), 1e9, input_tokens=100, output_tokens=11)
+    assert PROFILE.server_times(0.05).head_s == 0.003
     assert server.communication_s == pytest.approx(11 * 0.051)
     assert server.block_s == pytest.approx(0.11 + 0.004 * 10)
 
@@ -140,6 +163,8 @@ def test_a_profile_survives_json() -> None:
         {"times": asdict(TIMES) | {"forward_s": "fast"}},
         {"times": asdict(TIMES) | {"prefill": [[1, 2, 3]]}},
         {"times": asdict(TIMES) | {"decode": [["one", 2]]}},
+        {"times": asdict(TIMES) | {"head": [[1, 0.1]]}},
+        {"times": {name: value for name, value in asdict(TIMES).items() if name != "head"}},
         {"times": asdict(TIMES) | {"decode": [[float("inf"), 2], [1, 2]]}},
         {"block_bytes": 0},
         {"token_bytes": None},

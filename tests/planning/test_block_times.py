@@ -36,5 +36,7 @@ def test_times_cannot_be_negative() -> None:
         BlockTimes(overhead_s=0, prefill_s=0, decode_s=-1)
     with pytest.raises(ValueError, match="hop_s is nan"):
         ServerTimes(hop_s=float("nan"), block=BlockTimes(overhead_s=0, prefill_s=0, decode_s=0))
+    with pytest.raises(ValueError, match="head_s is -1"):
+        ServerTimes(hop_s=0, block=SERVER.block, head_s=-1)
     with pytest.raises(ValueError, match="flop_per_s is 0"):
         BlockTimes.from_hardware(overhead_s=0, flop_per_token=1, flop_per_s=0, block_bytes=1, bytes_per_s=1)

@@ -208,7 +208,21 @@ def test_a_slow_pinned_server_holds_nobody_up() -> None:
 def test_only_what_a_serving_server_has_to_load_anew_counts_as_moved() -> None:
     before = Placement({A: Span(0, 3), B: Span(2, 4)})
     after = Placement({A: Span(1, 4), C: Span(0, 4)})
-    assert moved_bytes(before, after, MODEL) == MODEL.block_bytes
+    assert moved_bytes(before, after, MODEL) == MODEL.block_bytes + MODEL.head_bytes
+
+
+def test_ends_that_stay_do_not_count_as_moved() -> None:
+    tied = replace(MODEL, head_bytes=5.5e8, is_tied=True)
+    for before, after, num_bytes in (
+        (Span(0, 2), Span(0, 3), 1e9),
+        (Span(3, 4), Span(1, 4), 2e9),
+        (Span(0, 4), Span(2, 4), 0),
+        (Span(0, 3), Span(0, 4), 1e9 + 0.5e8),  # what the head does not share with the embedding
+        (Span(1, 4), Span(0, 4), 1e9),
+        (Span(0, 1), Span(2, 4), 2e9 + 5.5e8),
+        (Span(0, 1), Span(1, 2), 1e9),
+    ):
+        assert moved_bytes(Placement({A: before}), Placement({A: after}), tied) == pytest.approx(num_bytes)
 
 
 def test_bad_input_is_named() -> None:

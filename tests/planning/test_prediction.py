@@ -1,6 +1,7 @@
 """Seconds to the first token and tokens per second of a chain."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +48,14 @@ def test_a_prompt_takes_longer_over_a_slow_link_and_further_tokens_do_not() -> N
     slow = predict(CHAIN, SERVERS, input_tokens=10, pair_prompt_s={(A, B): 0.7, (B, A): 9.0})
     assert slow.first_token_s - plain.first_token_s == pytest.approx(0.7)
     assert slow.token_s == plain.token_s
+
+
+def test_every_token_comes_through_the_head_of_the_tail() -> None:
+    plain = predict(CHAIN, SERVERS, input_tokens=10)
+    with_heads = {A: replace(SERVERS[A], head_s=9.0), B: replace(SERVERS[B], head_s=0.25)}
+    headed = predict(CHAIN, with_heads, input_tokens=10)
+    assert headed.first_token_s - plain.first_token_s == pytest.approx(0.25)
+    assert headed.token_s - plain.token_s == pytest.approx(0.25)
 
 
 @settings(max_examples=100)

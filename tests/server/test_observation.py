@@ -18,7 +18,12 @@ from chainserve_server.observation import (
     StepChecks,
 )
 
-TIMES = StepTimes(forward_s=0.001, prefill=((1, 0.002), (101, 0.012)), decode=((1, 0.002), (11, 0.012)))
+TIMES = StepTimes(
+    forward_s=0.001,
+    prefill=((1, 0.002), (101, 0.012)),
+    decode=((1, 0.002), (11, 0.012)),
+    head=((1, 0.005), (2, 0.009)),
+)
 BLOCKS = Span(2, 5)
 
 
@@ -154,7 +159,7 @@ def test_what_lies_back_is_forgotten() -> None:
 
 
 def test_steps_that_are_predicted_to_take_no_time_are_passed_over() -> None:
-    falling = StepTimes(forward_s=0.0, prefill=((1, 0.002), (101, 0.012)), decode=((1, 0.002), (2, 0.001)))
+    falling = replace(TIMES, forward_s=0.0, decode=((1, 0.002), (2, 0.001)))
     checks = StepChecks(falling)
     observe(checks, *[Forward(BLOCKS, 3, 0, 0.01)] * LEAST_STEPS, *[Forward(BLOCKS, 1, 0, 0.0)] * LEAST_STEPS)
     assert checks.decode is None

@@ -49,7 +49,7 @@ def points(draw: st.DrawFn, *, most: int = 5) -> tuple[tuple[int, float], ...]:
 
 profiles = st.builds(
     BlockProfile,
-    times=st.builds(StepTimes, forward_s=st.floats(0, MAX_STEP_S), prefill=points(), decode=points()),
+    times=st.builds(StepTimes, forward_s=st.floats(0, MAX_STEP_S), prefill=points(), decode=points(), head=points()),
     block_bytes=num_bytes,
     embedding_bytes=st.integers(0, MAX_BYTES),
     head_bytes=st.integers(0, MAX_BYTES),
@@ -119,6 +119,8 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
         num_blocks=draw(st.integers(1, 5)),
         block_bytes=draw(st.integers(1, 4) | st.floats(1, 4)),
         slot_bytes=draw(st.floats(0.05, 1)),
+        embedding_bytes=draw(st.just(0) | st.floats(0, 3)),
+        head_bytes=draw(st.just(0) | st.floats(0, 3)),
         is_tied=draw(st.booleans()),
     )
     peers = [PeerId(f"s{number}") for number in range(draw(st.integers(1, 5)))]
@@ -127,7 +129,7 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
     held = frozenset(draw(st.sets(st.sampled_from(sorted(before)), max_size=2))) if before else frozenset()
     servers = []
     for peer in peers:
-        needed = [len(stay) * model.block_bytes for stay in (pinned.get(peer), before.get(peer)) if stay]
+        needed = [model.weight_bytes(stay) for stay in (pinned.get(peer), before.get(peer)) if stay]
         servers.append(
             PlannedServer(
                 peer=peer,
@@ -140,6 +142,7 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
                         prefill_s=draw(st.floats(0, 0.01)),
                         decode_s=draw(st.just(0) | st.floats(0, 0.1)),
                     ),
+                    head_s=draw(st.just(0) | st.floats(0, 0.1)),
                 ),
                 pinned=pinned.get(peer),
             )

@@ -21,7 +21,9 @@ LOAD_BYTES_PER_S = 200e6
 GB = 10**9
 
 PROFILE = BlockProfile(
-    times=StepTimes(forward_s=1e-4, prefill=((8, 1e-4), (512, 3e-3)), decode=((1, 2e-4), (16, 6e-4))),
+    times=StepTimes(
+        forward_s=1e-4, prefill=((8, 1e-4), (512, 3e-3)), decode=((1, 2e-4), (16, 6e-4)), head=((1, 3e-4), (16, 9e-4))
+    ),
     block_bytes=BLOCK_BYTES,
     embedding_bytes=0,
     head_bytes=0,
@@ -34,8 +36,8 @@ PROFILE = BlockProfile(
 def card(memory_gb: float, *, slowness: float = 1.0) -> Card:
     """A server with so much memory, whose blocks take `slowness` times as long."""
     times = PROFILE.times
-    slower = StepTimes(
-        forward_s=times.forward_s,
+    slower = replace(
+        times,
         prefill=tuple((size, seconds * slowness) for size, seconds in times.prefill),
         decode=tuple((size, seconds * slowness) for size, seconds in times.decode),
     )

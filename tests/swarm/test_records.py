@@ -26,7 +26,9 @@ SECRET = b"s" * 32
 NOW = 1_800_000_000.0
 EXPIRY = NOW + 30
 
-TIMES = StepTimes(forward_s=0.001, prefill=((8, 0.01), (512, 0.1)), decode=((1, 0.002), (16, 0.01)))
+TIMES = StepTimes(
+    forward_s=0.001, prefill=((8, 0.01), (512, 0.1)), decode=((1, 0.002), (16, 0.01)), head=((1, 0.003), (2, 0.004))
+)
 PROFILE = BlockProfile(
     times=TIMES,
     block_bytes=1000,
