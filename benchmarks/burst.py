@@ -14,7 +14,6 @@ import random
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from chainserve.simulator.engine import run
 from chainserve.simulator.workloads import make_requests
 from chainserve.swarm.view import View
 from chainserve_client import AsyncClient
-from chainserve_client.generation import Piece, generate
 from chainserve_client.parameters import Parameters
 from chainserve_server.local import LocalSwarm
 
@@ -43,24 +41,20 @@ PLAN_S = 120.0
 SEED = 0
 
 
-async def one_request(client: AsyncClient, executor: ThreadPoolExecutor, num_tokens: int) -> dict[str, Any]:
+async def one_request(client: AsyncClient, num_tokens: int) -> dict[str, Any]:
     """Ask for a place, generate, give it back; all times by the machine's monotonic clock."""
     asked_s = time.monotonic()
     prompt = client.encode("Once upon a time")
-    session = await client.open_session(num_lanes=1, max_tokens=SLOT_TOKENS, input_tokens=len(prompt))
+    # A whole slot each, so that a chain's capacity is what the plan says.
+    parameters = Parameters(max_new_tokens=SLOT_TOKENS - len(prompt) + 1, ignore_end=True)
+    session = await client.open_tokens(prompt, parameters)
     started_s = time.monotonic()
-    pieces = generate(
-        session,
-        client.local.ends,
-        prompt,
-        Parameters(max_new_tokens=num_tokens),
-        end_tokens=frozenset(),
-        decode=client.decode,
-        executor=executor,
-        started=asked_s,
-    )
-    async with aclosing(pieces):
-        tokens = [piece.token async for piece in pieces if isinstance(piece, Piece)]
+    tokens: list[int] = []
+    async with aclosing(session.tokens()) as choices:
+        async for choice in choices:
+            tokens += choice.ids
+            if len(tokens) >= num_tokens:
+                break
     ended_s = time.monotonic()
     await session.close()
     return {
@@ -68,25 +62,24 @@ async def one_request(client: AsyncClient, executor: ThreadPoolExecutor, num_tok
         "started_s": started_s,
         "ended_s": ended_s,
         "chain": str(session.chain),
-        "tokens": tokens,
-        "num_recoveries": session.num_recoveries,
+        "tokens": tokens[:num_tokens],
+        "num_recoveries": len(session.recoveries),
     }
 
 
 async def run_client(options: argparse.Namespace) -> None:
     """One client process: say 'ready', read when to begin, say what became of each request."""
     rng = random.Random(options.seed)
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        async with await AsyncClient.connect(options.client) as client:
-            print("ready", flush=True)
-            begin_s = float(await asyncio.to_thread(sys.stdin.readline))
+    async with await AsyncClient.connect(options.client) as client:
+        print("ready", flush=True)
+        begin_s = float(await asyncio.to_thread(sys.stdin.readline))
 
-            async def request() -> dict[str, Any]:
-                await asyncio.sleep(begin_s + rng.uniform(0, BURST_S) - time.monotonic())
-                return await one_request(client, executor, rng.randint(8, 24))
+        async def request() -> dict[str, Any]:
+            await asyncio.sleep(begin_s + rng.uniform(0, BURST_S) - time.monotonic())
+            return await one_request(client, rng.randint(8, 24))
 
-            for done in await asyncio.gather(*(request() for _ in range(options.requests))):
-                print(json.dumps(done), flush=True)
+        for done in await asyncio.gather(*(request() for _ in range(options.requests))):
+            print(json.dumps(done), flush=True)
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ async def ask(client: AsyncClient, prompt: list[int], expected: list[int]) -> di
     answer: dict[str, Any] = {"num_recoveries": 0}
     try:
         async with asyncio.timeout(TIMEOUT_S + GRACE_S):
-            stream = client.stream(prompt, max_new_tokens=NUM_TOKENS, timeout_s=TIMEOUT_S)
+            stream = client.stream(prompt, max_new_tokens=NUM_TOKENS, timeout_s=TIMEOUT_S, ignore_end=True)
             async with aclosing(stream):
                 async for _ in stream:
                     now = time.monotonic()
@@ -162,7 +162,7 @@ class Weather:
 
 async def stall_of_one(client: AsyncClient, swarm: LocalSwarm, prompt: list[int], *, position: int) -> dict[str, Any]:
     """Kill a server of the chain of the only answer there is: seconds from that to the next token, and of a prefill."""
-    stream = client.stream(prompt, max_new_tokens=NUM_TOKENS)
+    stream = client.stream(prompt, max_new_tokens=NUM_TOKENS, ignore_end=True)
     async with aclosing(stream):
         tokens = []
         for _ in range(NUM_TOKENS // 2):
@@ -197,7 +197,6 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     ):
         await asyncio.to_thread(swarm.start, *SPANS, *SPANS, arguments=LEASE)
         async with await AsyncClient.connect(swarm.token) as client:
-            client.local = replace(client.local, end_tokens=frozenset())  # every answer is equally long
             prompts = [client.encode_chat([{"role": "user", "content": question}]) for question in QUESTIONS]
             expected = await asyncio.to_thread(greedy_tokens, prompts)
             await client.network.swarm.wait_for(lambda view: view.plan(client.model.digest) is not None, timeout_s=60)

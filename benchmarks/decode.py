@@ -13,7 +13,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ class Plain:
 
 async def stream(client: AsyncClient, prompt: list[int], num_tokens: int) -> tuple[float, float]:
     """Seconds to the first token, and for the rest."""
-    answer = await client.generate(prompt, max_new_tokens=num_tokens)
+    answer = await client.generate(prompt, max_new_tokens=num_tokens, ignore_end=True, max_drafts=0)
     assert len(answer.tokens) == num_tokens, answer
     return answer.first_token_s, answer.total_s - answer.first_token_s
 
@@ -80,7 +79,6 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 swarm = swarms.enter_context(LocalSwarm(MODEL, folder))
                 await asyncio.to_thread(swarm.start, *spans)
                 client = await connections.enter_async_context(await AsyncClient.connect(swarm.token))
-                client.local = replace(client.local, end_tokens=frozenset())  # every stream is equally long
                 clients[name] = client
                 print(f"{name} up: {', '.join(spans)}", flush=True)
             # One thread for transformers: torch keeps a pool of its own for each thread that computes.

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,6 @@ async def measure_all(options: argparse.Namespace) -> dict[str, Any]:
                 swarms.enter_context(swarm)
                 await asyncio.to_thread(swarm.start, *spans)
                 client = await connections.enter_async_context(await AsyncClient.connect(swarm.token))
-                client.local = replace(client.local, end_tokens=frozenset())  # every stream is equally long
                 files = [folder / f"{server.process.pid}.jsonl" for server in swarm.servers]
                 chains[name] = client, Observed(files)
                 print(f"{name} up: {', '.join(spans)}", flush=True)
@@ -110,7 +109,10 @@ async def measure_all(options: argparse.Namespace) -> dict[str, Any]:
                     measure_s.append(time.perf_counter() - began)
 
                     async def run(num: int, length: int, tokens: int, client: AsyncClient = client) -> None:
-                        streams = (client.generate(prompt(length), max_new_tokens=tokens) for _ in range(num))
+                        streams = (
+                            client.generate(prompt(length), max_new_tokens=tokens, ignore_end=True, max_drafts=0)
+                            for _ in range(num)
+                        )
                         await asyncio.gather(*streams)
 
                     for length in PROMPTS:

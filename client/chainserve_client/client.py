@@ -115,6 +115,23 @@ class AsyncClient:
         )
         return Session(await open_line(self.network, request), num_lanes=num_lanes)
 
+    async def open_tokens(
+        self, prompt: Sequence[int], parameters: Parameters, *, chain: Chain | None = None
+    ) -> TokenSession:
+        """Find a place for a prompt of token ids and open its session, which gives tokens; close it when done."""
+        ids = list(prompt)
+        request = Request(
+            model=self.model,
+            num_lanes=1,
+            max_tokens=len(prompt) + parameters.max_new_tokens - 1,  # the last token never runs through the blocks
+            input_tokens=len(prompt),
+            timeout_s=parameters.timeout_s,
+            chain=chain,
+            sampling=parameters.sampling(num_prompt_tokens=len(prompt), end_tokens=self.text.end_tokens),
+            ids=ids,
+        )
+        return TokenSession(await open_line(self.network, request), ids)
+
     async def plan(self) -> SwarmPlan | None:
         """The plan that the servers of this model follow now, None if there is none yet.
 
@@ -139,19 +156,8 @@ class AsyncClient:
         self, prompt: Sequence[int], parameters: Parameters, chain: Chain | None
     ) -> AsyncGenerator[Piece | Generation, None]:
         started = time.monotonic()
-        ids = list(prompt)
-        request = Request(
-            model=self.model,
-            num_lanes=1,
-            max_tokens=len(prompt) + parameters.max_new_tokens - 1,  # the last token never runs through the blocks
-            input_tokens=len(prompt),
-            timeout_s=parameters.timeout_s,
-            chain=chain,
-            sampling=parameters.sampling(num_prompt_tokens=len(prompt), end_tokens=self.text.end_tokens),
-            ids=ids,
-        )
+        session = await self.open_tokens(prompt, parameters, chain=chain)
         ends = frozenset() if parameters.ignore_end else self.text.end_tokens
-        session = TokenSession(await open_line(self.network, request), ids)
         try:
             pieces = generate(
                 session,

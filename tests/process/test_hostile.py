@@ -98,10 +98,10 @@ async def test_nonsense_costs_its_sender_one_session_and_nobody_else_anything(ma
 
 async def misuse(client: AsyncClient, hidden: torch.Tensor, *, lane: int = 0, start: int = 0) -> None:
     """Open a session and send one step that does not fit it."""
-    session = (await client.open_session(num_lanes=1, max_tokens=8))._current
+    session = (await client.open_session(num_lanes=1, max_tokens=8)).line.current
     try:
         session.state.step([1], [1], chunk_tokens=8)  # so that an answer is awaited
-        await session._send(Activations((Step(session.state.id, lane, start, 1, 1),), to_wire(hidden)))
+        await session.send(Activations((Step(session.state.id, lane, start, 1, 1),), to_wire(hidden)))
         while session.state.failure is None:
             session.state.receive(await asyncio.wait_for(session._inbox.get(), 5))
         session._raise_if_lost()

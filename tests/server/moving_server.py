@@ -53,7 +53,9 @@ BLOCK_BYTES = 4 * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV_WIDTH + 3 * HIDDEN * 64
 TOKEN_BYTES = 4 * 2 * KV_WIDTH
 ACTIVATION_BYTES = 1000
 PROFILE = BlockProfile(
-    times=StepTimes(forward_s=0.0, prefill=((1, 1e-3), (8, 2e-3)), decode=((1, 1e-3), (8, 2e-3)), head=((1, 1e-3), (2, 2e-3))),
+    times=StepTimes(
+        forward_s=0.0, prefill=((1, 1e-3), (8, 2e-3)), decode=((1, 1e-3), (8, 2e-3)), head=((1, 1e-3), (2, 2e-3))
+    ),
     block_bytes=BLOCK_BYTES,
     embedding_bytes=0,
     head_bytes=0,
