@@ -57,7 +57,9 @@ TOKEN_BYTES = 4 * 2 * KV_WIDTH
 ENDS_BYTES = EMBEDDING_BYTES + HEAD_BYTES
 ACTIVATION_BYTES = 1000
 PROFILE = BlockProfile(
-    times=StepTimes(forward_s=0.0, prefill=((1, 1e-3), (8, 2e-3)), decode=((1, 1e-3), (8, 2e-3)), head=((1, 1e-3), (2, 2e-3))),
+    times=StepTimes(
+        forward_s=0.0, prefill=((1, 1e-3), (8, 2e-3)), decode=((1, 1e-3), (8, 2e-3)), head=((1, 1e-3), (2, 2e-3))
+    ),
     block_bytes=BLOCK_BYTES,
     embedding_bytes=EMBEDDING_BYTES,
     head_bytes=HEAD_BYTES,
@@ -79,7 +81,7 @@ class Server:
     """Blocks that move, with engine and sessions around them, and what clients and the swarm see of it all."""
 
     def __init__(self, folder: Path, reference: Runner, *, blocks: float, tokens: int, grace_s: float) -> None:
-        """There is memory for so many blocks and both ends, and beside them for cache of so many tokens in one block."""
+        """There is memory for both ends, so many blocks, and beside them for cache of so many tokens in one block."""
         source = resolve(str(folder))
         source.take_traffic()  # of the headers
         self.prepared = Prepared(

@@ -12,7 +12,9 @@ from chainserve.simulator.workloads import make_requests
 
 
 def test_a_simulated_session_takes_what_its_steps_are_predicted_to_take() -> None:
-    times = StepTimes(forward_s=0.1, prefill=((8, 0.2), (32, 0.3)), decode=((1, 0.01), (2, 0.05)), head=((1, 1.0), (2, 2.0)))
+    times = StepTimes(
+        forward_s=0.1, prefill=((8, 0.2), (32, 0.3)), decode=((1, 0.01), (2, 0.05)), head=((1, 1.0), (2, 2.0))
+    )
     outcome = simulate(
         make_requests([0.0], input_tokens=20, output_tokens=4),
         [TokenServer(peer=A, speed=times, cache_tokens=1000)],
