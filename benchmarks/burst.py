@@ -34,7 +34,7 @@ from chainserve_server.local import LocalSwarm
 
 MODEL = "smollm2-135m"
 NUM_SERVERS, CAPACITY, SLOT_TOKENS = 3, 2, 2048
-MEMORY = "690MB"  # all weights, activations, and cache for two slots but not for three
+MEMORY = "805MB"  # all weights, activations, and cache for two slots but not for three
 BURST_S = 2.0
 """Within which all requests arrive."""
 PLAN_S = 120.0

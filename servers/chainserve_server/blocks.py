@@ -1,7 +1,8 @@
 """The blocks that this server holds, and how it moves from some to others while it serves.
 
-With the model's first block comes the token embedding, with its last block norm and head. What stays is served all the time, and never read again. What is new is loaded beside what is old where memory allows;
-else the old goes first. At no moment do weights, activations and cache together take more than the memory given.
+With the model's first block comes the token embedding, with its last block norm and head. What stays is served all the
+time, and never read again. What is new is loaded beside what is old where memory allows; else the old goes first. At no
+moment do weights, activations and cache together take more than the memory given.
 """
 
 import asyncio

@@ -1,20 +1,80 @@
-"""Embedding and head on the client's side, and tensors on the wire."""
+"""Embedding and head, both as a client has them or each on its server, and tensors on the wire."""
 
 import warnings
 
 import pytest
 import torch
-from tiny_models import FAMILIES, A, TinyChain, filled, random_ids, random_model
-from transformers import CohereConfig, PretrainedConfig
+from tiny_models import FAMILIES, HIDDEN, A, TinyChain, filled, random_ids, random_model
+from transformers import CohereConfig, GraniteConfig, PretrainedConfig, PreTrainedModel
 
 from chainserve.errors import FrameError
-from chainserve.models.ends import Ends
+from chainserve.models.ends import End, Ends, end_skeleton, ends_of
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.wire import from_wire, to_wire
 from chainserve.protocol.messages import WireTensor
+from chainserve.types import Span
 
 SCALED_LOGITS = CohereConfig(**{**FAMILIES["llama"].to_dict(), "model_type": "cohere"}, logit_scale=0.125)
+DIVIDED_LOGITS = GraniteConfig(**{**FAMILIES["llama"].to_dict(), "model_type": "granite"}, logits_scaling=8.0)
 CPU = torch.device("cpu")
+
+
+def end_of(model: PreTrainedModel, end: End) -> Ends:
+    return Ends(filled(end_skeleton(model.config, end), model))
+
+
+@pytest.mark.parametrize(
+    "config", [*FAMILIES.values(), SCALED_LOGITS, DIVIDED_LOGITS], ids=lambda config: config.model_type
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ends_on_two_servers_do_what_the_family_does(config: PretrainedConfig, dtype: torch.dtype) -> None:
+    model = random_model(config).to(dtype)
+    hidden, ids = torch.randn(5, HIDDEN).to(dtype), random_ids(7, seed=1)
+    model.base_model.layers = torch.nn.ModuleList()
+    assert torch.equal(end_of(model, End.EMBEDDING).embed(ids), model.get_input_embeddings()(ids))
+    expected = model(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits[0]
+    assert torch.equal(end_of(model, End.HEAD).logits(hidden), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_plain"),
+    [
+        *((config, not getattr(config, "final_logit_softcapping", None)) for config in FAMILIES.values()),
+        (SCALED_LOGITS, False),
+        (DIVIDED_LOGITS, False),
+        (GraniteConfig(**{**FAMILIES["llama"].to_dict(), "model_type": "granite"}, logits_scaling=1.0), True),
+    ],
+    ids=lambda value: getattr(value, "model_type", str(value)),
+)
+def test_norm_and_head_run_alone_where_the_family_does_no_more(config: PretrainedConfig, is_plain: bool) -> None:
+    ends = end_of(random_model(config), End.HEAD)
+    assert ends._head is not None
+    whole = ends._head._model
+    calls = []
+    whole.register_forward_pre_hook(lambda *_: calls.append(1))
+    ends.logits(torch.randn(2, HIDDEN))
+    assert bool(calls) == (not is_plain)
+
+
+@pytest.mark.parametrize(
+    ("span", "ends"),
+    [(Span(0, 2), [End.EMBEDDING]), (Span(1, 5), []), (Span(5, 6), [End.HEAD]), (Span(0, 6), [*End])],
+)
+def test_ends_come_with_the_first_and_the_last_block(span: Span, ends: list[End]) -> None:
+    assert ends_of(span, 6) == ends
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("first", End)
+def test_what_tied_ends_share_is_one_tensor(first: End, tied: bool) -> None:
+    config = type(FAMILIES["llama"])(**{**FAMILIES["llama"].to_dict(), "tie_word_embeddings": tied})
+    loaded = filled(end_skeleton(config, first), random_model(config))
+    [second] = set(End) - {first}
+    other = end_skeleton(config, second, beside=[loaded])
+    weights = {weight.data_ptr() for weight in loaded.parameters()}
+    shared = [weight for weight in other.parameters() if not weight.is_meta]
+    assert len(shared) == tied
+    assert all(weight.data_ptr() in weights for weight in shared)
 
 
 @pytest.mark.parametrize("config", [*FAMILIES.values(), SCALED_LOGITS], ids=lambda config: config.model_type)

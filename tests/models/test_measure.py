@@ -30,7 +30,7 @@ from chainserve.models.measure import (
     time_blocks,
 )
 from chainserve.models.skeleton import build_skeleton
-from chainserve.planning.profile import MAX_BATCH_TOKENS
+from chainserve.planning.profile import MAX_BATCH_TOKENS, MAX_OUTPUTS
 from chainserve.planning.times import BlockTimes
 from chainserve.protocol.messages import Step
 from chainserve.types import Span
@@ -49,7 +49,17 @@ class KnownSpeed:
         self.cache = KVCache(SPAN, budget_tokens=CACHE_TOKENS)
         self.now_s = 0.0
         self.forwards: Counter[tuple[int, int, int]] = Counter()  # (blocks, sessions, tokens of each)
+        self.num_heads: Counter[int] = Counter()  # by outputs
         self._slower = slower
+
+    @property
+    def ends(self) -> "KnownSpeed":
+        return self
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.now_s += self._slower * (0.003 + 0.001 * len(hidden))
+        self.num_heads[len(hidden)] += 1
+        return hidden
 
     def clock(self) -> float:
         return self.now_s
@@ -72,6 +82,8 @@ def test_known_speeds_are_found() -> None:
     times = time_known(KnownSpeed()).step_times()
     assert times.forward_s == pytest.approx(0.001)
     assert times.session_s == pytest.approx(0.0005)
+    assert times.head_s == pytest.approx(0.004)
+    assert times.head == tuple((num, pytest.approx(0.003 + 0.001 * num)) for num in BATCHES)
     expected = BlockTimes(overhead_s=0.004, prefill_s=0.0001, decode_s=0.002)
     assert (times.block.overhead_s, times.block.prefill_s, times.block.decode_s) == pytest.approx(
         (expected.overhead_s, expected.prefill_s, expected.decode_s)
@@ -82,7 +94,8 @@ def test_rounds_are_as_many_as_the_time_allows() -> None:
     quick, slow = time_known(KnownSpeed(slower=0.1)), time_known(KnownSpeed(slower=2))
     for timings, num_rounds in ((quick, MAX_ROUNDS), (slow, MIN_ROUNDS)):
         assert {size: len(rounds) for size, rounds in timings.prefill.items()} == dict.fromkeys(CHUNKS, num_rounds)
-        assert {num: len(rounds) for num, rounds in timings.decode.items()} == dict.fromkeys(BATCHES, num_rounds)
+        for by_number in (timings.decode, timings.head):
+            assert {num: len(rounds) for num, rounds in by_number.items()} == dict.fromkeys(BATCHES, num_rounds)
         assert len(timings.one_block) == num_rounds * len(SPAN)
 
 
@@ -92,6 +105,7 @@ def test_chunks_that_would_take_too_long_are_left_out() -> None:
     assert tuple(timings.prefill) == CHUNKS[:2]
     assert runner.forwards[len(SPAN), 1, CHUNKS[-1]] == 0
     assert timings.step_times().block.prefill_s == pytest.approx(0.01)
+    assert tuple(timings.head) == BATCHES[:3]  # two outputs take half a second, four are the first to take longer
 
 
 def test_a_runner_is_warm_before_it_is_timed() -> None:
@@ -99,6 +113,7 @@ def test_a_runner_is_warm_before_it_is_timed() -> None:
     time_known(runner)
     for num in BATCHES:
         assert runner.forwards[len(SPAN), num, 1] == MIN_ROUNDS
+        assert runner.num_heads[num] == MIN_ROUNDS + 1
     for size in CHUNKS[1:]:
         assert runner.forwards[len(SPAN), 1, size] == MIN_ROUNDS + 1
 
@@ -130,6 +145,7 @@ def test_blocks_of_every_family_are_measured(family: str, dtype: torch.dtype) ->
     assert profile.head_bytes == (embedding.numel() + HIDDEN) * dtype.itemsize
     assert profile.is_tied == config.tie_word_embeddings
     assert profile.times.step_s(3, 40, num_blocks=NUM_BLOCKS) > 0
+    assert profile.times.head_s > 0
     as_they_come = MAX_BATCH_TOKENS * HIDDEN * 4
     rows = MAX_BATCH_TOKENS * HIDDEN * dtype.itemsize  # as joined, normed, added to, and given back
     assert profile.activation_bytes > as_they_come + 5 * rows
@@ -161,6 +177,15 @@ def test_the_peak_of_memory_is_what_lives_at_once() -> None:
 def test_activations_grow_with_what_blocks_compute(dtype: torch.dtype) -> None:
     small, large = (in_one_block(changed("llama", intermediate_size=width), dtype) for width in (4000, 8000))
     assert large - small == 3 * MAX_BATCH_TOKENS * 4000 * dtype.itemsize  # gate, up and their product
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_as_many_outputs_as_may_be_are_activations(dtype: torch.dtype) -> None:
+    small, large = (in_one_block(changed("llama", vocab_size=size), dtype) for size in (100_000, 200_000))
+    # In another dtype they are there as the head gives them, too.
+    row_bytes = 4 if dtype == torch.float32 else 4 + dtype.itemsize
+    assert large - small == MAX_OUTPUTS * 100_000 * row_bytes
+    assert small > MAX_OUTPUTS * 100_000 * row_bytes
 
 
 def test_scores_of_attention_to_a_long_context_are_activations() -> None:

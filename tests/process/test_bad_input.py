@@ -139,7 +139,7 @@ def test_a_client_in_a_program_refuses_a_bad_token() -> None:
 
 
 async def test_a_request_that_cannot_be_served_is_a_named_error(make_swarm: MakeSwarm) -> None:
-    swarm = await asyncio.to_thread(make_swarm, "0:10", "14:30", arguments=("--memory", "300MB"))
+    swarm = await asyncio.to_thread(make_swarm, "0:10", "14:30", arguments=("--memory", "450MB"))
     async with await AsyncClient.connect(swarm.token) as client:
         with pytest.raises(NoChainError, match="blocks 10:14 of 30") as missing:
             await client.generate("Hello")

@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 SEED = 4
 NUM_AT_FIRST, NUM_EVENTS, NUM_AT_MOST = 8, 30, 10
-MEMORY_MB = (150, 180, 210, 240, 270)
+MEMORY_MB = (265, 295, 325, 355, 385)
 BLOCK_MB = 18.0  # weights, and cache for a session
-OVERHEAD_MB = 35.0  # activations
+OVERHEAD_MB = 149.0  # activations, and embedding or head, which any of them may be given
 LEASE_S = 8.0
 COVERED_S = 120.0  # lease, plan and loading, on a machine that does many other things
 PROMPT = "Why is the sky blue?"

@@ -32,7 +32,7 @@ def once_planned(token: str, *, num_servers: int) -> dict[str, Any]:
 
 
 def test_a_live_swarm_is_shown_with_what_it_holds_and_lacks(make_swarm: MakeSwarm) -> None:
-    swarm = make_swarm("0:10", "8:20", arguments=("--memory", "300MB"))
+    swarm = make_swarm("0:10", "8:20", arguments=("--memory", "400MB"))
     text = status(swarm.token)
     assert text.startswith(f"swarm chainserve: 2 servers\n\n{MODEL}: 30 blocks, 2 servers, dtype float32, version ")
     assert "\nnobody serves blocks 20:30\n" in text
@@ -40,7 +40,7 @@ def test_a_live_swarm_is_shown_with_what_it_holds_and_lacks(make_swarm: MakeSwar
     for server in swarm.servers:
         (line,) = (line for line in text.splitlines() if line.startswith(server.peer[-6:]))
         assert f"{server.blocks}*" in line
-        assert " of 300 MB" in line
+        assert " of 400 MB" in line
         assert "online" in line
         assert "direct, " in line
         assert " ms" in line

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from chainserve.models import cache as cache_module
 from chainserve.models.cache import KVCache
+from chainserve.models.ends import End, Ends, ends_of
 from chainserve.models.load import LoadReport, bytes_by_block, load_weights
 from chainserve.models.resolve import resolve
 from chainserve.models.runner import Runner
@@ -48,17 +50,19 @@ from chainserve_server.sessions import Sessions
 ONLINE = ServerState.ONLINE
 CPU = torch.device("cpu")
 ME, CLIENT = PeerId("server"), PeerId("client")
-NUM_BLOCKS, HIDDEN, KV_WIDTH = 6, 32, 16
+NUM_BLOCKS, HIDDEN, KV_WIDTH, VOCAB = 6, 32, 16, 8
 BLOCK_BYTES = 4 * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV_WIDTH + 3 * HIDDEN * 64 + 2 * HIDDEN)
+EMBEDDING_BYTES, HEAD_BYTES = 4 * VOCAB * HIDDEN, 4 * (VOCAB + 1) * HIDDEN
 TOKEN_BYTES = 4 * 2 * KV_WIDTH
+ENDS_BYTES = EMBEDDING_BYTES + HEAD_BYTES
 ACTIVATION_BYTES = 1000
 PROFILE = BlockProfile(
     times=StepTimes(
         forward_s=0.0, prefill=((1, 1e-3), (8, 2e-3)), decode=((1, 1e-3), (8, 2e-3)), head=((1, 1e-3), (2, 2e-3))
     ),
     block_bytes=BLOCK_BYTES,
-    embedding_bytes=0,
-    head_bytes=0,
+    embedding_bytes=EMBEDDING_BYTES,
+    head_bytes=HEAD_BYTES,
     is_tied=False,
     token_bytes=TOKEN_BYTES,
     activation_bytes=ACTIVATION_BYTES,
@@ -77,7 +81,7 @@ class Server:
     """Blocks that move, with engine and sessions around them, and what clients and the swarm see of it all."""
 
     def __init__(self, folder: Path, reference: Runner, *, blocks: float, tokens: int, grace_s: float) -> None:
-        """There is memory for so many blocks, and beside them for cache of so many tokens in one block."""
+        """There is memory for both ends, so many blocks, and beside them for cache of so many tokens in one block."""
         source = resolve(str(folder))
         source.take_traffic()  # of the headers
         self.prepared = Prepared(
@@ -85,8 +89,8 @@ class Server:
             pinned=None,
             device=CPU,
             dtype=torch.float32,
-            profile=PROFILE,
-            memory_bytes=ACTIVATION_BYTES + int(blocks * BLOCK_BYTES) + tokens * TOKEN_BYTES,
+            profile=replace(PROFILE, is_tied=source.config.tie_word_embeddings),
+            memory_bytes=ACTIVATION_BYTES + int(blocks * BLOCK_BYTES) + ENDS_BYTES + tokens * TOKEN_BYTES,
             block_bytes=(BLOCK_BYTES,) * NUM_BLOCKS,
         )
         self.engine = Engine(
@@ -108,6 +112,7 @@ class Server:
         self.ended: dict[SessionId, FailureCode] = {}
         self.read: list[int] = []
         """Blocks that were loaded, in order."""
+        self.read_ends: list[End] = []
         self.is_loading = False
         self.beside: list[set[int]] = []
         """Blocks that were in memory when others began to be loaded, every time."""
@@ -127,7 +132,7 @@ class Server:
 
         self.engine._run_batch = watched  # type: ignore[method-assign]
         self.buffers: list[weakref.ref[Tensor]] = []
-        self._weights: list[tuple[int, weakref.ref[Tensor]]] = []
+        self._weights: list[tuple[int | End, weakref.ref[Tensor]]] = []
         self._reference = reference
         self._random = torch.Generator().manual_seed(0)
         self._ids = count(1)
@@ -139,7 +144,11 @@ class Server:
     @property
     def in_memory(self) -> set[int]:
         """Blocks whose weights are there, whoever still refers to them."""
-        return {block for block, weight in self._weights if weight() is not None}
+        return {block for block, weight in self._weights if isinstance(block, int) and weight() is not None}
+
+    @property
+    def ends_in_memory(self) -> set[End]:
+        return {end for end, weight in self._weights if isinstance(end, End) and weight() is not None}
 
     def check(self, *, coming_bytes: int = 0) -> None:
         """The rule that no move may break; so many bytes of weights are about to be read."""
@@ -166,6 +175,12 @@ class Server:
         new = {
             block: module for block, module in blocks.items() if any(weight.is_meta for weight in module.parameters())
         }
+        inner = {End.EMBEDDING: skeleton.get_input_embeddings(), End.HEAD: skeleton.get_output_embeddings()}
+        ends = [end for end, module in inner.items() if module is not None]
+        if ends:
+            assert not new, "ends are loaded apart"
+            num_missing = sum(weight.numel() for weight in skeleton.parameters() if weight.is_meta)
+            self.check(coming_bytes=4 * num_missing)
         if new:
             self.check(coming_bytes=len(new) * BLOCK_BYTES)
             self.beside.append(self.in_memory)
@@ -174,10 +189,32 @@ class Server:
         report = load_weights(skeleton, source, **options)
         for block, module in new.items():
             self._weights += [(block, weakref.ref(weight)) for weight in module.parameters()]
+        self._weights += [(end, weakref.ref(weight)) for end in ends for weight in skeleton.parameters()]
         self.check()
         self.read += new
+        self.read_ends += ends
         self.is_loading = False
         return report
+
+    def weight_bytes(self, span: Span) -> int:
+        """What blocks and ends of a span take, each shared weight once."""
+        ends = ends_of(span, NUM_BLOCKS)
+        end_bytes = EMBEDDING_BYTES * (End.EMBEDDING in ends) + HEAD_BYTES * (End.HEAD in ends)
+        if self.prepared.profile.is_tied and len(ends) == 2:
+            end_bytes -= EMBEDDING_BYTES
+        return len(span) * BLOCK_BYTES + end_bytes
+
+    def check_ends(self, span: Span) -> None:
+        """The runner has the ends of its span, and no others; they do what the whole model's do."""
+        assert self.engine.runner is not None
+        ours, whole = self.engine.runner.ends, self._reference.ends
+        there = ends_of(span, NUM_BLOCKS)
+        assert (ours.has_embedding, ours.has_head) == (End.EMBEDDING in there, End.HEAD in there)
+        if ours.has_embedding:
+            assert torch.equal(ours.embed(torch.arange(VOCAB)), whole.embed(torch.arange(VOCAB)))
+        if ours.has_head:
+            hidden = torch.randn(3, HIDDEN, generator=self._random)
+            assert torch.equal(ours.logits(hidden), whole.logits(hidden))
 
     async def hold(self, span: Span) -> LoadReport:
         """Move; what is said meanwhile has to be true, and never leaves out what stays."""
@@ -188,8 +225,10 @@ class Server:
         if (stays := overlap(before, span)) is not None:
             assert all(state is ONLINE and announced.covers(stays) for state, announced in said), said
         assert self.in_memory == set(span)
+        assert self.ends_in_memory == set(ends_of(span, NUM_BLOCKS))
+        self.check_ends(span)
         assert self.engine.cache.span == span
-        left_bytes = self.prepared.memory_bytes - ACTIVATION_BYTES - len(span) * BLOCK_BYTES
+        left_bytes = self.prepared.memory_bytes - ACTIVATION_BYTES - self.weight_bytes(span)
         assert self.engine.cache.budget_tokens == left_bytes // TOKEN_BYTES // len(span)
         return report
 
@@ -281,7 +320,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @contextmanager
-def small_model(folder: Path) -> Iterator[Runner]:
+def small_model(folder: Path, *, tied: bool = False) -> Iterator[Runner]:
     """Write a model of which every part matters into a folder; yields what runs any of its blocks."""
     config = LlamaConfig(
         hidden_size=HIDDEN,
@@ -289,7 +328,8 @@ def small_model(folder: Path) -> Iterator[Runner]:
         num_hidden_layers=NUM_BLOCKS,
         num_attention_heads=2,
         num_key_value_heads=1,
-        vocab_size=32,
+        vocab_size=VOCAB,
+        tie_word_embeddings=tied,
     )
     generator = torch.Generator().manual_seed(7)
     saved = LlamaForCausalLM(config).requires_grad_(False)
@@ -300,9 +340,11 @@ def small_model(folder: Path) -> Iterator[Runner]:
     assert bytes_by_block(source.config, torch.float32) == (BLOCK_BYTES,) * NUM_BLOCKS
     whole = build_skeleton(source.config, Span(0, NUM_BLOCKS))
     load_weights(whole, source, dtype=torch.float32, device=CPU, progress=False)
+    ends = build_skeleton(source.config, None, embed=True, head=True)
+    load_weights(ends, source, dtype=torch.float32, device=CPU, progress=False)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them only wait for each other, where blocks are this small
-    yield Runner(whole, Span(0, NUM_BLOCKS), KVCache(None, budget_tokens=0))
+    yield Runner(whole, Span(0, NUM_BLOCKS), KVCache(None, budget_tokens=0), ends=Ends(ends))
     torch.set_num_threads(num_threads)
 
 

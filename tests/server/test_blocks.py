@@ -11,9 +11,22 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from moving_server import BLOCK_BYTES, NUM_BLOCKS, Ended, MakeServer, small_model, until, watched_server
+import torch
+from moving_server import (
+    BLOCK_BYTES,
+    EMBEDDING_BYTES,
+    HEAD_BYTES,
+    HIDDEN,
+    NUM_BLOCKS,
+    Ended,
+    MakeServer,
+    small_model,
+    until,
+    watched_server,
+)
 
 from chainserve.errors import WeightsError
+from chainserve.models.ends import End, Ends
 from chainserve.models.load import LoadReport
 from chainserve.models.runner import Runner
 from chainserve.protocol.messages import FailureCode
@@ -47,8 +60,9 @@ async def test_the_first_blocks_are_loaded_and_then_served(make_server: MakeServ
     assert server.said == [(LOADING, Span(0, 3))]
     server.gate.set()
     report = await moving
-    assert (report.bytes_read, server.blocks.weight_bytes) == (3 * BLOCK_BYTES, 3 * BLOCK_BYTES)
-    assert server.engine.cache.free_tokens == 20
+    num_bytes = 3 * BLOCK_BYTES + EMBEDDING_BYTES
+    assert (report.bytes_read, server.blocks.weight_bytes) == (num_bytes, num_bytes)
+    assert server.engine.cache.free_tokens == (60 + 9) // 3  # the head, which is not here, would take 9 tokens' cache
     session = server.open(Span(0, 3))
     await server.step(session, num_tokens=3)
     await server.step(session)
@@ -66,7 +80,7 @@ async def test_sessions_go_on_and_come_while_blocks_are_added(make_server: MakeS
     assert server.refusal(Span(0, 5)) is FailureCode.NOT_HELD
     server.gate.set()
     report = await moving
-    assert (report.bytes_read, server.read) == (3 * BLOCK_BYTES, [0, 3, 4])
+    assert (report.bytes_read, server.read) == (3 * BLOCK_BYTES + EMBEDDING_BYTES, [0, 3, 4])
     await server.step(old, new, server.open(Span(0, 5)), server.open(Span(2, 4)))
     assert set(server.said) == {(ONLINE, Span(1, 3)), (ONLINE, Span(0, 5))}
 
@@ -101,7 +115,7 @@ async def test_with_room_the_new_blocks_are_loaded_beside_the_old(make_server: M
     await server.step(old, new, staying)
     server.close(old, new)
     report = await moving
-    assert (report.bytes_read, server.read, server.ended) == (2 * BLOCK_BYTES, [4, 5], {})
+    assert (report.bytes_read, server.read, server.ended) == (2 * BLOCK_BYTES + HEAD_BYTES, [4, 5], {})
     await server.step(staying, server.open(Span(2, 6)))
 
 
@@ -121,8 +135,66 @@ async def test_without_room_the_old_blocks_go_first_and_what_stays_is_served(mak
     await server.step(staying, new)
     server.gate.set()
     report = await moving
-    assert (report.bytes_read, server.read, server.ended) == (2 * BLOCK_BYTES, [4, 5], {})
+    assert (report.bytes_read, server.read, server.ended) == (2 * BLOCK_BYTES + HEAD_BYTES, [4, 5], {})
     await server.step(staying, new, server.open(Span(2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "read"),
+    [
+        (Span(0, 2), Span(0, 3), []),
+        (Span(0, 3), Span(0, 2), []),
+        (Span(4, 6), Span(3, 6), []),
+        (Span(0, 2), Span(1, 3), []),
+        (Span(1, 3), Span(0, 3), [End.EMBEDDING]),
+        (Span(1, 3), Span(2, 6), [End.HEAD]),
+        (Span(0, 2), Span(0, 6), [End.HEAD]),
+        (Span(4, 6), Span(0, 6), [End.EMBEDDING]),
+        (Span(0, 6), Span(4, 6), []),
+        (Span(0, 6), Span(0, 2), []),
+        (Span(0, 2), Span(4, 6), [End.HEAD]),
+    ],
+    ids=lambda value: f"{value.start}:{value.end}" if isinstance(value, Span) else " ".join(value),
+)
+@pytest.mark.parametrize("blocks", [8, 6], ids=["room", "no room"])
+async def test_ends_that_stay_are_not_read_again(
+    make_server: MakeServer, before: Span, after: Span, read: list[End], blocks: int
+) -> None:
+    server = await make_server(blocks=blocks, span=before)
+    server.read_ends.clear()
+    report = await server.hold(after)
+    assert server.read_ends == read
+    end_bytes = EMBEDDING_BYTES * (End.EMBEDDING in read) + HEAD_BYTES * (End.HEAD in read)
+    assert report.bytes_read == len(set(after) - set(before)) * BLOCK_BYTES + end_bytes
+
+
+async def test_tied_ends_share_their_weights_whichever_came_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm_bytes = HEAD_BYTES - EMBEDDING_BYTES
+    with small_model(tmp_path, tied=True) as reference:
+        async with watched_server(tmp_path, reference, monkeypatch) as make:
+            server = await make(blocks=8)
+            for span, end_bytes in (
+                (Span(0, 2), EMBEDDING_BYTES),
+                (Span(0, 6), norm_bytes),
+                (Span(4, 6), 0),
+                (Span(0, 6), 0),
+                (Span(0, 2), 0),
+                (Span(2, 4), 0),
+                (Span(0, 6), HEAD_BYTES),
+            ):
+                before = server.blocks.span if server.engine.runner else None
+                report = await server.hold(span)
+                assert report.bytes_read == len(set(span).difference(before or ())) * BLOCK_BYTES + end_bytes
+                assert server.blocks.weight_bytes == server.weight_bytes(span)
+
+
+def test_a_runner_asked_for_an_end_that_its_blocks_do_not_have_says_so() -> None:
+    with pytest.raises(AssertionError, match="the first block is not here"):
+        Ends().embed(torch.arange(2))
+    with pytest.raises(AssertionError, match="the last block is not here"):
+        Ends().logits(torch.zeros(1, HIDDEN))
 
 
 async def test_a_jump_with_room_drains_only_once_the_new_blocks_are_there(make_server: MakeServer) -> None:
@@ -335,9 +407,10 @@ async def test_thirty_moves_among_busy_clients(make_server: MakeServer) -> None:
             report = await server.hold(span)
             num_moves += 1
             new = set(span).difference(before or ())
+            end_bytes = EMBEDDING_BYTES * (0 in new) + HEAD_BYTES * (NUM_BLOCKS - 1 in new)
             if not set(before or ()) <= set(span) and new:
                 gave_up_first.add(server.beside[-1] != set(before or ()))
-            assert (report.bytes_read, set(server.read[num_read:])) == (len(new) * BLOCK_BYTES, new)
+            assert (report.bytes_read, set(server.read[num_read:])) == (len(new) * BLOCK_BYTES + end_bytes, new)
         for client in clients:
             client.cancel()
     server.close(*server._spans)

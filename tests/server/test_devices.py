@@ -59,21 +59,32 @@ def test_a_real_device_says_what_it_has() -> None:
 
 
 def test_the_cache_takes_what_weights_and_activations_leave() -> None:
-    assert cache_budget(1000, block_bytes=[100, 100], activation_bytes=0, token_bytes=2, num_tokens=10) == 200
-    assert cache_budget(1000, block_bytes=[100, 100], activation_bytes=41, token_bytes=2, num_tokens=10) == 189
+    assert cache_budget(1000, weight_bytes=[100, 200], activation_bytes=0, token_bytes=2, num_tokens=10) == 200
+    assert cache_budget(1000, weight_bytes=[100, 200], activation_bytes=41, token_bytes=2, num_tokens=10) == 189
+    assert cache_budget(1000, weight_bytes=[150, 250], activation_bytes=41, token_bytes=2, num_tokens=10) == 177
 
 
 @pytest.mark.parametrize(("memory", "fitting"), [(29, 0), (129, 0), (149, 0), (150, 1), (269, 1), (270, 2), (389, 2)])
 def test_too_little_memory_says_how_many_blocks_would_fit(memory: int, fitting: int) -> None:
     way_out = "ask for fewer with --blocks" if fitting else "give more with --memory"
     with pytest.raises(OutOfMemoryError, match=f"3 blocks need .* {fitting} blocks would fit, {way_out}"):
-        cache_budget(memory, block_bytes=[100, 100, 100], activation_bytes=30, token_bytes=2, num_tokens=10)
+        cache_budget(memory, weight_bytes=[100, 200, 300], activation_bytes=30, token_bytes=2, num_tokens=10)
+
+
+@pytest.mark.parametrize(("memory", "fitting"), [(199, 0), (200, 1), (319, 1), (320, 2), (439, 2), (499, 2)])
+def test_what_would_fit_is_without_the_head_that_comes_with_the_last_block(memory: int, fitting: int) -> None:
+    with pytest.raises(OutOfMemoryError, match=f"3 blocks need 410 bytes of weights.* {fitting} blocks would fit"):
+        cache_budget(memory, weight_bytes=[150, 250, 410], activation_bytes=30, token_bytes=2, num_tokens=10)
 
 
 def test_too_little_memory_says_what_takes_it() -> None:
     with pytest.raises(OutOfMemoryError) as caught:
         cache_budget(
-            10**8, block_bytes=[14 * 10**6] * 6, activation_bytes=20 * 10**6, token_bytes=1500, num_tokens=2048
+            10**8,
+            weight_bytes=[14 * 10**6 * num for num in range(1, 7)],
+            activation_bytes=20 * 10**6,
+            token_bytes=1500,
+            num_tokens=2048,
         )
     assert str(caught.value) == (
         "6 blocks need 84 MB of weights, 20 MB of activations and 18 MB of cache for 2,048 tokens, 122 MB together, "
@@ -82,7 +93,7 @@ def test_too_little_memory_says_what_takes_it() -> None:
 
 
 def test_exactly_enough_memory_is_enough() -> None:
-    assert cache_budget(390, block_bytes=[100, 100, 100], activation_bytes=30, token_bytes=2, num_tokens=10) == 10
+    assert cache_budget(390, weight_bytes=[100, 200, 300], activation_bytes=30, token_bytes=2, num_tokens=10) == 10
     check_one_block(140, block_bytes=100, activation_bytes=20, token_bytes=2, slot_tokens=10)
 
 

@@ -1,6 +1,6 @@
 """What a server says of the load it sees, and of its steps beside what was predicted for them."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 
@@ -127,6 +127,15 @@ def test_prefill_and_decoding_are_compared_apart() -> None:
     assert checks.prefill is not None
     assert astuple(checks.decode) == pytest.approx((0.007, 0.0105))
     assert astuple(checks.prefill) == pytest.approx((0.022, 0.066))
+
+
+def test_at_the_tail_a_step_is_compared_with_its_outputs_through_the_head() -> None:
+    checks = StepChecks(TIMES)
+    observe(checks, *[Forward(BLOCKS, 1, 0, 0.012, num_outputs=1)] * LEAST_STEPS)
+    observe(checks, *[Forward(BLOCKS, 0, 51, 0.031, num_outputs=2)] * LEAST_STEPS)
+    assert checks.decode is not None
+    assert checks.prefill is not None
+    assert (checks.decode.ratio, checks.prefill.ratio) == pytest.approx((1.0, 1.0))
 
 
 def test_single_steps_that_were_held_up_do_not_count() -> None:
