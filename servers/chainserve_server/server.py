@@ -24,7 +24,7 @@ from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import Announcement
 from chainserve.swarm.token import JoinToken, swarm_secret
 from chainserve.transport.direct import DirectTransport
-from chainserve.transport.exchange import PlanExchange
+from chainserve.transport.exchange import Exchange
 from chainserve.transport.handshake import Credentials
 from chainserve.transport.links import Links
 from chainserve.transport.outbox import Outbox
@@ -143,7 +143,7 @@ class Server:
             grace_s=config.move_grace_s,
             on_change=lambda: self.member.changed(),
         )
-        self.exchange = PlanExchange(self.links)
+        self.exchange = Exchange(self.links)
         self.sampler = LinkSampler(self.links, self._others)
         self.member = Member(
             swarm,
