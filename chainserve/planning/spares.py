@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chainserve.errors import NoPlanError
-from chainserve.planning.allocation import PairSeconds
 from chainserve.planning.plan import SEARCH_EFFORT, Plan, plan
+from chainserve.planning.values import PairSeconds
 from chainserve.types import PeerId
 
 SPARE_SLOWDOWN = 0.01

@@ -17,6 +17,10 @@ ROUNDING = 1e-9
 """Relative: 2.9999999999 blocks fit where 3 do."""
 
 
+PairSeconds = Mapping[tuple[PeerId, PeerId], float]
+"""Seconds of communication of one request from one server to the next."""
+
+
 def how_many(space: float, size: float) -> int:
     """floor(space / size), where a quotient within ROUNDING below an integer counts as that integer; 0 if negative."""
     return max(0, math.floor(space / size * (1 + ROUNDING)))
@@ -134,6 +138,14 @@ class PlannedChain:
     def rate(self) -> float:
         """Sessions per second of one place on the chain: mu_k."""
         return 1 / self.service_s
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseTimeBounds:
+    """Seconds from arrival to the end of a session, on average, lie between these; infinite where nothing is stable."""
+
+    lower_s: float
+    upper_s: float
 
 
 def total_rate(chains: Iterable[PlannedChain]) -> float:

@@ -1,15 +1,18 @@
 """A session on one chain: hidden states in at the head, out at the tail, until the chain breaks."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from chainserve.errors import SessionLostError, SessionRefusedError
-from chainserve.models.wire import from_wire, to_wire
 from chainserve.protocol.messages import Activations, Close, Failed, FailureCode, Leaving, Message
 from chainserve.protocol.session import ClientSession, Phase
 from chainserve.types import Chain, PeerId
+
+if TYPE_CHECKING:
+    import torch  # clients that send no activations do without
 
 CHUNK_TOKENS = 512
 """Tokens per message of a long prompt: servers down the chain work on one while the next is on its way."""
@@ -81,6 +84,10 @@ class ChainSession:
         `hidden` (sum of num_tokens, hidden size) holds the lanes' tokens one lane after another; the result has
         for each lane a tensor (num_outputs[lane], hidden size). SessionLostError if the chain broke.
         """
+        import torch
+
+        from chainserve.models.wire import from_wire, to_wire
+
         for chunks in self.state.step(num_tokens, num_outputs, chunk_tokens=CHUNK_TOKENS):
             first, last = chunks[0], chunks[-1]
             rows = hidden[first.first : last.first + last.step.num_tokens]

@@ -5,9 +5,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from chainserve.errors import NoPlanError
-from chainserve.planning.bounds import ResponseTimeBounds, response_time_bounds
+from chainserve.planning.bounds import response_time_bounds
 from chainserve.planning.spares import LeftOut, leave_out
-from chainserve.planning.values import Workload, by_peer
+from chainserve.planning.values import ResponseTimeBounds, Workload, by_peer
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.types import PeerId
 from chainserve_client.forecast import MAX_LEFT_OUT

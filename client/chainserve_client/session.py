@@ -5,18 +5,22 @@ and the step that was under way ends as if nothing had happened. So whatever dri
 or transformers' own `generate()`, sees a pause, and the same numbers.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-
-import torch
+from typing import TYPE_CHECKING
 
 from chainserve.errors import ChainserveError, SessionLostError
 from chainserve.protocol.messages import FailureCode
 from chainserve.types import Chain, PeerId
 from chainserve_client.chain_session import CLOSED_HERE, ChainSession
+
+if TYPE_CHECKING:
+    import torch  # clients that send no activations do without
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +96,7 @@ class Session:
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget lane i's positions at or after lengths[i]."""
         self._known = [
-            [torch.cat(known)[:length]] if known and length else []
+            [_joined(known)[:length]] if known and length else []
             for known, length in zip(self._known, lengths, strict=True)
         ]
         self._current.state.truncate(lengths)
@@ -142,7 +146,13 @@ class Session:
     async def _replay(self, num_outputs: Sequence[int]) -> list[torch.Tensor]:
         """Send all that is known over a chain that has cached nothing."""
         rows = [row for known in self._known for row in known]
-        return await self._current.step(torch.cat(rows), self._num_known(), num_outputs)
+        return await self._current.step(_joined(rows), self._num_known(), num_outputs)
 
     def _num_known(self) -> list[int]:
         return [sum(map(len, known)) for known in self._known]
+
+
+def _joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return torch.cat(list(rows))
