@@ -18,6 +18,7 @@ from chainserve.models.load import load_weights
 from chainserve.models.resolve import resolve
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.source import ModelSource
+from chainserve.models.text import end_tokens
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.view import View
 from chainserve.types import Chain
@@ -219,12 +220,3 @@ def load_local_model(name: str, model: ModelInSwarm, progress: bool) -> LocalMod
     load_weights(skeleton, source, dtype=dtype, device=torch.device("cpu"), progress=progress)
     tokenizer = source.tokenizer()
     return LocalModel(source, tokenizer, skeleton, Ends(skeleton), end_tokens(source, tokenizer))
-
-
-def end_tokens(source: ModelSource, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer, as the model's generation config, its config and its tokenizer say."""
-    ids: set[int] = set()
-    for holder in (source.generation_config(), source.config, tokenizer):
-        end = getattr(holder, "eos_token_id", None)
-        ids.update([end] if isinstance(end, int) else end or [])
-    return frozenset(ids)
