@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from chainserve.errors import UsageError
 from chainserve.planning.plan import Plan, plan
 from chainserve.planning.prediction import Prediction, predict
-from chainserve.planning.spares import LeftOut, leave_out
+from chainserve.planning.spares import leave_out
 from chainserve.planning.times import BlockTimes, ServerTimes
-from chainserve.planning.values import ModelSpec, PairSeconds, Workload
+from chainserve.planning.values import LeftOut, ModelSpec, PairSeconds, Workload
 from chainserve.types import PeerId
 from chainserve_client.planfile import FutureServer, FutureSwarm
 
