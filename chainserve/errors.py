@@ -27,6 +27,7 @@ ChainserveError
 └── ProtocolError           bytes or messages that a peer should not have sent
     ├── FrameError              a frame the codec refuses
     ├── RecordError             a record of the swarm that is malformed, forged or expired
+    ├── TextModelError          what a server hands out to turn text into tokens makes no sense
     └── StepError               a step that does not fit what its session has reserved and cached
 """
 
@@ -221,6 +222,10 @@ class StepError(ProtocolError):
 
 class RecordError(ProtocolError):
     """A record that is malformed, forged, expired, or of a newer schema."""
+
+
+class TextModelError(ProtocolError):
+    """What a server hands out to turn text into tokens and back is too large, malformed, or does not work."""
 
 
 def describe_blocks(blocks: Sequence[int]) -> str:

@@ -11,11 +11,10 @@ from paper.settings import GB, HIGH, Kind, Served, Swarm, World, bloom_swarm, ll
 from paper.systems import WARM_UP, requests_of, tuned
 from tables import table
 
-from chainserve.planning.allocation import PairSeconds
 from chainserve.planning.dispatch import JoinFastestFree
 from chainserve.planning.improve import improve
 from chainserve.planning.tuning import ConcurrencyChoice
-from chainserve.planning.values import ModelSpec, PlannedChain
+from chainserve.planning.values import ModelSpec, PairSeconds, PlannedChain
 from chainserve.simulator.chains import ChainScheduler
 from chainserve.simulator.engine import run
 from chainserve.simulator.times import by_size

@@ -5,11 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from chainserve.planning.fastest import ChainFinder
 from chainserve.planning.placement import slots_beside
-from chainserve.planning.values import ModelSpec, Placement, PlannedChain, ServerProfile, by_peer, how_many
+from chainserve.planning.values import ModelSpec, PairSeconds, Placement, PlannedChain, ServerProfile, by_peer, how_many
 from chainserve.types import PeerId, Span
-
-PairSeconds = Mapping[tuple[PeerId, PeerId], float]
-"""Seconds of communication of one request from one server to the next."""
 
 
 def c_max(profiles: Sequence[ServerProfile], model: ModelSpec) -> int:

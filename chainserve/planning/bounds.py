@@ -6,21 +6,12 @@ slowest. Each makes the number of sessions a birth-death process, whose mean has
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chainserve.planning.dispatch import fastest_first
-from chainserve.planning.values import require
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseTimeBounds:
-    """Seconds from arrival to the end of a session, on average, lie between these; infinite where nothing is stable."""
-
-    lower_s: float
-    upper_s: float
+from chainserve.planning.values import ResponseTimeBounds, require
 
 
 def response_time_bounds(

@@ -9,10 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from chainserve.planning.allocation import PairSeconds, allocate
+from chainserve.planning.allocation import allocate
 from chainserve.planning.bounds import response_time_bounds
 from chainserve.planning.placement import blocks_that_fit, weights_fit
-from chainserve.planning.values import ModelSpec, Placement, PlannedChain, ServerProfile, by_peer, total_rate
+from chainserve.planning.values import (
+    ModelSpec,
+    PairSeconds,
+    Placement,
+    PlannedChain,
+    ServerProfile,
+    by_peer,
+    total_rate,
+)
 from chainserve.types import PeerId, Span
 
 MAX_EVALUATIONS = 5000

@@ -7,16 +7,18 @@ from functools import cached_property
 
 from chainserve.errors import NoPlanError
 from chainserve.planning import explanation
-from chainserve.planning.allocation import PairSeconds, residual_slots
-from chainserve.planning.bounds import ResponseTimeBounds, response_time_bounds
+from chainserve.planning.allocation import residual_slots
+from chainserve.planning.bounds import response_time_bounds
 from chainserve.planning.improve import Judged, improve
 from chainserve.planning.moves import overlap
 from chainserve.planning.placement import GreedyPlacement, greedy_placement, weights_fit
 from chainserve.planning.tuning import Candidate, ConcurrencyChoice, choose_concurrency
 from chainserve.planning.values import (
     ModelSpec,
+    PairSeconds,
     Placement,
     PlannedChain,
+    ResponseTimeBounds,
     ServerProfile,
     Workload,
     by_peer,

@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from chainserve.planning.allocation import PairSeconds
 from chainserve.planning.times import ServerTimes
-from chainserve.planning.values import require
+from chainserve.planning.values import PairSeconds, require
 from chainserve.types import Chain, PeerId
 
 

@@ -8,8 +8,6 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Self
 
-import numpy as np
-
 from chainserve.planning.fields import flag, number, whole
 from chainserve.planning.times import BlockTimes, ServerTimes
 from chainserve.planning.values import ModelSpec, require
@@ -160,6 +158,8 @@ class Timings:
 @lru_cache(maxsize=1024)
 def nearest_line(points: Points) -> tuple[float, float]:
     """Seconds at size 0 and per unit of size, neither negative, with the least squares of relative errors."""
+    import numpy as np  # only planning needs it: who just reads profiles does without
+
     sizes, seconds = np.array(points, dtype=float).T
     terms = np.stack([1 / seconds, sizes / seconds], axis=1)
     fixed, slope = np.linalg.lstsq(terms, np.ones(len(points)))[0].tolist()

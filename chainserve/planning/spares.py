@@ -2,28 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from chainserve.errors import NoPlanError
-from chainserve.planning.allocation import PairSeconds
 from chainserve.planning.plan import SEARCH_EFFORT, Plan, plan
+from chainserve.planning.values import LeftOut, PairSeconds
 from chainserve.types import PeerId
-
-SPARE_SLOWDOWN = 0.01
-"""A server counts as a spare if requests take less than this share longer without it."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """What becomes of a swarm that is planned without one of its servers."""
-
-    slowdown: float  # by which share a mean request takes longer: 0.01 is 1 %, below 0 is faster; may be infinite
-    missing: tuple[int, ...] = ()  # blocks that the other servers have no room for
-
-    @property
-    def is_spare(self) -> bool:
-        """Whether the server is hardly missed."""
-        return self.slowdown < SPARE_SLOWDOWN
 
 
 def leave_out(

@@ -8,10 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from chainserve.planning.allocation import PairSeconds, allocate, c_max
-from chainserve.planning.bounds import ResponseTimeBounds, response_time_bounds
+from chainserve.planning.allocation import allocate, c_max
+from chainserve.planning.bounds import response_time_bounds
 from chainserve.planning.placement import GreedyPlacement, greedy_placement
-from chainserve.planning.values import ModelSpec, PlannedChain, ServerProfile, Workload, total_rate
+from chainserve.planning.values import (
+    ModelSpec,
+    PairSeconds,
+    PlannedChain,
+    ResponseTimeBounds,
+    ServerProfile,
+    Workload,
+    total_rate,
+)
 
 Method = Literal["surrogate", "lower", "upper"]
 

@@ -16,6 +16,12 @@ from chainserve.types import Chain, PeerId, Span
 ROUNDING = 1e-9
 """Relative: 2.9999999999 blocks fit where 3 do."""
 
+SPARE_SLOWDOWN = 0.01
+"""A server counts as a spare if requests take less than this share longer without it."""
+
+PairSeconds = Mapping[tuple[PeerId, PeerId], float]
+"""Seconds of communication of one request from one server to the next."""
+
 
 def how_many(space: float, size: float) -> int:
     """floor(space / size), where a quotient within ROUNDING below an integer counts as that integer; 0 if negative."""
@@ -134,6 +140,27 @@ class PlannedChain:
     def rate(self) -> float:
         """Sessions per second of one place on the chain: mu_k."""
         return 1 / self.service_s
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseTimeBounds:
+    """Seconds from arrival to the end of a session, on average, lie between these; infinite where nothing is stable."""
+
+    lower_s: float
+    upper_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What becomes of a swarm that is planned without one of its servers."""
+
+    slowdown: float  # by which share a mean request takes longer: 0.01 is 1 %, below 0 is faster; may be infinite
+    missing: tuple[int, ...] = ()  # blocks that the other servers have no room for
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether the server is hardly missed."""
+        return self.slowdown < SPARE_SLOWDOWN
 
 
 def total_rate(chains: Iterable[PlannedChain]) -> float:

@@ -3,7 +3,7 @@
     prefix     8 bytes: magic, version, kind, bytes of header (little-endian)
     header     a msgpack array, the message's fields in order
     padding    zeros up to a multiple of 16 bytes
-    payload    raw bytes: the elements of activations (little-endian), the body of a plan, the zeros of a probe
+    payload    raw bytes: the elements of activations (little-endian), what was asked for, the zeros of a probe
 
 Bytes from a peer are hostile until `decode` has passed them. It raises nothing but FrameError.
 """
@@ -24,6 +24,8 @@ from chainserve.protocol.messages import (
     Activations,
     Admit,
     Admitted,
+    Answer,
+    Ask,
     Beat,
     Choice,
     Close,
@@ -34,8 +36,6 @@ from chainserve.protocol.messages import (
     Message,
     Open,
     Opened,
-    PlanBody,
-    PlanRequest,
     Probe,
     Prompt,
     Queued,
@@ -43,6 +43,7 @@ from chainserve.protocol.messages import (
     Sampled,
     Stalled,
     Step,
+    Topic,
     WireTensor,
 )
 from chainserve.protocol.pages import HASH_BYTES
@@ -59,8 +60,9 @@ _ALIGNMENT = 16
 _ZEROS = bytes(_ALIGNMENT)
 _FAILURE_CODES = {str(code): code for code in FailureCode}
 _SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
+_TOPICS = {str(topic): topic for topic in Topic}
 
-_OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED, _PLAN_REQUEST, _PLAN_BODY = range(1, 9)
+_OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED, _ASK, _ANSWER = range(1, 9)
 _ADMIT, _ADMITTED, _QUEUED, _LEAVING, _STALLED, _PROMPT, _SAMPLED = (*range(9, 14), 18, 19)
 _BEAT, _PROBE = 16, 17  # the links' own
 
@@ -88,7 +90,7 @@ class Limits:
     max_choices: int = 128  # tokens that a step gives
     max_lanes: int = 256
     max_name_chars: int = 256  # peer ids, digests
-    max_plan_bytes: int = 16 * 2**20
+    max_answer_bytes: int = 16 * 2**20
     max_probe_bytes: int = 2**20
 
 
@@ -131,10 +133,10 @@ def encode(message: Frame) -> bytes:
             kind, fields = _STALLED, (session, sequence)
         case Leaving(session, peer):
             kind, fields = _LEAVING, (session, peer)
-        case PlanRequest(digest):
-            kind, fields = _PLAN_REQUEST, (digest,)
-        case PlanBody(digest, payload):
-            kind, fields = _PLAN_BODY, (digest, memoryview(payload).nbytes)
+        case Ask(topic, name):
+            kind, fields = _ASK, (topic, name)
+        case Answer(topic, name, payload):
+            kind, fields = _ANSWER, (topic, name, memoryview(payload).nbytes)
         case Probe(num_bytes):
             kind, fields, payload = _PROBE, (num_bytes,), bytes(num_bytes)
         case _:
@@ -328,15 +330,15 @@ def _parse_beat(fields: tuple[object, ...], payload: memoryview, _: Limits) -> B
     return Beat(sent, echo, held)
 
 
-def _parse_plan_request(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> PlanRequest:
-    (digest,) = _take(1, fields, payload)
-    return PlanRequest(_name(digest, "digest", limits))
+def _parse_ask(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Ask:
+    topic, name = _take(2, fields, payload)
+    return Ask(_topic(topic), _name(name, "name", limits))
 
 
-def _parse_plan_body(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> PlanBody:
-    digest, num_bytes = _take(2, fields)
-    _sized(payload, num_bytes, most=limits.max_plan_bytes)
-    return PlanBody(_name(digest, "digest", limits), payload)
+def _parse_answer(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Answer:
+    topic, name, num_bytes = _take(3, fields)
+    _sized(payload, num_bytes, most=limits.max_answer_bytes)
+    return Answer(_topic(topic), _name(name, "name", limits), payload)
 
 
 def _parse_probe(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Probe:
@@ -358,8 +360,8 @@ _PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Frame]] =
     _REORDER: _parse_reorder,
     _CLOSE: _parse_close,
     _FAILED: _parse_failed,
-    _PLAN_REQUEST: _parse_plan_request,
-    _PLAN_BODY: _parse_plan_body,
+    _ASK: _parse_ask,
+    _ANSWER: _parse_answer,
     _BEAT: _parse_beat,
     _PROBE: _parse_probe,
 }
@@ -416,6 +418,12 @@ def _chain(value: object, limits: Limits) -> tuple[Hop, ...]:
     except ValueError:
         raise FrameError("the hops' blocks do not form a chain", reason="field") from None
     return hops
+
+
+def _topic(value: object) -> Topic:
+    if type(value) is not str or value not in _TOPICS:
+        raise FrameError(f"unknown topic {reprlib.repr(value)}", reason="field")
+    return _TOPICS[value]
 
 
 def _hop(value: object, limits: Limits) -> Hop:

@@ -4,7 +4,7 @@ A session runs over a chain of servers: the client sends to the head, every serv
 back to the client. First the client asks heads for a place: `Admit`, answered by `Admitted`, `Queued` (and `Admitted`
 later) or `Failed`. `Open`, `Activations`, `Reorder`, `Stalled` and `Close` travel down the chain in order of sending;
 `Opened` and outputs go from the tail to the client; `Failed` travels both ways from where the fault was seen, `Leaving`
-up to the client. `PlanRequest` and `PlanBody` belong to no session.
+up to the client. `Ask` and `Answer` belong to no session.
 
 In activation mode the client sends hidden states and gets hidden states. In token mode, for which `Open` says how to
 sample, it sends its `Prompt` to the head once. From then on the tail chooses tokens and tells the client and the
@@ -223,18 +223,28 @@ class Leaving:
     peer: PeerId
 
 
+class Topic(StrEnum):
+    """What one peer can ask another for, and by which name."""
+
+    PLAN = "plan"  # by its digest
+    VIEW = "view"  # all records of the swarm; the name is the asker's, so that no answer is taken for another
+    TEXT = "text"  # what turns text into tokens and back, by the digest of the model
+
+
 @dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """Send me the plan with this digest."""
+class Ask:
+    """Send me this."""
 
-    digest: str
+    topic: Topic
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
-class PlanBody:
-    """The plan with this digest, as bytes that the receiver checks against it; empty: the sender does not have it."""
+class Answer:
+    """What was asked for, as bytes that the receiver has to check; empty: the sender does not have it."""
 
-    digest: str
+    topic: Topic
+    name: str
     body: bytes | bytearray | memoryview
 
 
@@ -252,8 +262,8 @@ Message = (
     | Failed
     | Stalled
     | Leaving
-    | PlanRequest
-    | PlanBody
+    | Ask
+    | Answer
 )
 
 

@@ -15,12 +15,12 @@ from chainserve.errors import JoinError
 DAY_S = 86_400.0
 MAX_OFFSET_S = DAY_S
 
-# Linux's monotonic clock stands still while a machine sleeps; this one does not.
-_STEADY_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+# Linux's monotonic clock stands still while a machine sleeps; this one does not. Others' do not, or have but one.
+_STEADY_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def _steady() -> float:
-    return time.clock_gettime(_STEADY_CLOCK)
+    return time.monotonic() if _STEADY_CLOCK is None else time.clock_gettime(_STEADY_CLOCK)
 
 
 class SwarmClock:

@@ -7,7 +7,7 @@ import asyncio
 import hmac
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, Self, TypeVar
@@ -33,7 +33,8 @@ from chainserve.swarm.interface import PLAN_LEASES
 from chainserve.swarm.plans import PlanRecord, open_plan, seal_plan
 from chainserve.swarm.poll import poll
 from chainserve.swarm.records import Announcement, ServerState, open_record, seal
-from chainserve.swarm.token import MAX_BOOTSTRAP, JoinToken
+from chainserve.swarm.sealed import SealedView
+from chainserve.swarm.token import MAX_BOOTSTRAP, MAX_DIRECT, DirectAddress, JoinToken
 from chainserve.swarm.validator import MAX_REASON_CHARS, RecordValidator
 from chainserve.swarm.view import View, make_view
 from chainserve.types import PeerId
@@ -96,6 +97,8 @@ class HivemindSwarm:
         self.name = name
         self.lease_s = lease_s
         self.view = View()
+        self.sealed = SealedView()
+        """The records of the view as their owners sealed them, for those who read no DHT."""
         self.p2p = p2p
         """hivemind's P2P, for links through libp2p."""
         self._identity = identity
@@ -253,16 +256,27 @@ class HivemindSwarm:
         beyond = tuple(address for address in found if not address.startswith(("/ip4/127.", "/ip6/::1/")))
         return beyond or tuple(found)
 
-    async def token(self, *, expires_at: float | None = None) -> JoinToken:
-        """A token for others: through us, then through those we came by."""
+    async def token(self, *, expires_at: float | None = None, direct: Sequence[str] = ()) -> JoinToken:
+        """A token for others: through us, then through those we came by.
+
+        For clients that are no part of the DHT it names us, if we take direct links at an address of `direct`, and
+        other servers of the view.
+        """
         bootstrap = dict.fromkeys((*await self.addresses(), *self._bootstrap))
-        return JoinToken(self.name, self._secret, tuple(bootstrap)[:MAX_BOOTSTRAP], expires_at)
+        servers = {self.peer_id: direct} | {
+            peer: server.direct_addresses for peer, server in self.view.servers.items() if peer != self.peer_id
+        }
+        named = [DirectAddress(peer, addresses[0]) for peer, addresses in servers.items() if addresses]
+        return JoinToken(
+            self.name, self._secret, tuple(bootstrap)[:MAX_BOOTSTRAP], expires_at, tuple(named[:MAX_DIRECT])
+        )
 
     async def refresh(self) -> View:
         """Read all records now; SwarmError if our daemon is gone."""
         now = self.now()
         found = await self._read()
         refused: dict[PeerId, str] = {}
+        self.sealed = SealedView(*(_alive(found[key], now) for key in self._keys))
 
         def opened(key: str, open_one: Callable[..., Opened]) -> list[Opened]:
             records = []
@@ -341,6 +355,10 @@ class HivemindSwarm:
                 return
             self._last_expiry[key] = held_until
         raise SwarmError("no peer of the swarm takes our record")
+
+
+def _alive(records: Mapping[PeerId, tuple[bytes, float]], now: float) -> tuple[bytes, ...]:
+    return tuple(data for data, expires_at in records.values() if expires_at > now)
 
 
 async def _attach(daemon: Daemon) -> Any:

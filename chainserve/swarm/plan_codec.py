@@ -11,10 +11,17 @@ from typing import Any
 import msgpack
 
 from chainserve.errors import ChainserveError, RecordError
-from chainserve.planning.bounds import ResponseTimeBounds
 from chainserve.planning.fields import flag, number, text, whole
 from chainserve.planning.times import BlockTimes, ServerTimes
-from chainserve.planning.values import ModelSpec, Placement, PlannedChain, by_peer, check_pinned, require
+from chainserve.planning.values import (
+    ModelSpec,
+    Placement,
+    PlannedChain,
+    ResponseTimeBounds,
+    by_peer,
+    check_pinned,
+    require,
+)
 from chainserve.swarm.plans import MAX_LEFT_OUT, PlanInputs, PlannedServer, Shortage, SwarmPlan, Way
 from chainserve.swarm.records import MAX_BLOCKS, MAX_EPOCH, to_span
 from chainserve.types import Chain, Hop, PeerId

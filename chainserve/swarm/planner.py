@@ -11,10 +11,9 @@ from types import MappingProxyType
 
 from chainserve.errors import NoPlanError
 from chainserve.planning.allocation import allocate
-from chainserve.planning.bounds import ResponseTimeBounds
 from chainserve.planning.moves import awaiting, next_step, stuck
 from chainserve.planning.plan import Plan
-from chainserve.planning.values import Placement, PlannedChain
+from chainserve.planning.values import Placement, PlannedChain, ResponseTimeBounds
 from chainserve.swarm.inputs import ModelFacts, inputs_of, membership_of, whereabouts
 from chainserve.swarm.plans import MAX_LEFT_OUT, Membership, PlanInputs, Shortage, SwarmPlan
 from chainserve.swarm.records import Announcement, ServerState

@@ -11,18 +11,28 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import msgpack
 
 from chainserve.errors import RecordError
-from chainserve.planning.bounds import ResponseTimeBounds
-from chainserve.planning.plan import Plan, plan
 from chainserve.planning.prediction import Prediction, predict
 from chainserve.planning.times import ServerTimes
-from chainserve.planning.values import ModelSpec, Placement, PlannedChain, ServerProfile, Workload, require
+from chainserve.planning.values import (
+    ModelSpec,
+    Placement,
+    PlannedChain,
+    ResponseTimeBounds,
+    ServerProfile,
+    Workload,
+    require,
+)
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.records import MAX_EPOCH, SCHEMA, field_of, open_fields, seal_payload
 from chainserve.types import Chain, PeerId, Span
+
+if TYPE_CHECKING:
+    from chainserve.planning.plan import Plan
 
 MAX_INLINE_BYTES = 8 * 1024
 """A larger plan does not travel in its record."""
@@ -127,8 +137,10 @@ class PlanInputs:
             pair_prompt_s={pair: way.prompt_s * share for pair, way in ways.items()},
         )
 
-    def plan(self) -> Plan:
+    def plan(self) -> "Plan":
         """What the planning library makes of this; NoPlanError if the servers have no room for all blocks."""
+        from chainserve.planning.plan import plan  # takes numpy, which those who only follow plans do without
+
         return plan(
             self.profiles(),
             self.model,

@@ -9,7 +9,7 @@ by peers of another version, who store records that they cannot read.
 import dataclasses
 import hmac
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -81,6 +81,11 @@ class Announcement:
     offer: Offer | None = None
     """What planning needs to know; None: it takes no part in plans."""
 
+    @property
+    def direct_addresses(self) -> tuple[str, ...]:
+        """Those of direct links, which need no libp2p."""
+        return direct_addresses(self.addresses)
+
     def __post_init__(self) -> None:
         for name in ("peer", "model", "model_digest", "dtype", "version"):
             _check_text(name, getattr(self, name))
@@ -116,6 +121,11 @@ class Sealed:
     expires_at: float
     """Unix seconds."""
     payload: bytes
+
+
+def direct_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Those of direct links among a server's addresses."""
+    return tuple(address for address in addresses if address.startswith(("ws://", "wss://")))
 
 
 def seal(announcement: Announcement, identity: Identity, secret: bytes, *, expires_at: float) -> bytes:

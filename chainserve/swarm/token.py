@@ -16,17 +16,36 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from chainserve.errors import TokenError
 from chainserve.swarm.identity import Identity
+from chainserve.types import PeerId
 
 PREFIX = "chainserve1."
 SECRET_BYTES = 32
 MAX_TOKEN_CHARS = 4096
 MAX_NAME_CHARS = 64
 MAX_BOOTSTRAP = 16
+MAX_DIRECT = 4
 MAX_ADDRESS_CHARS = 256
 
 _CHECKSUM_BYTES = 4
-_MULTIADDR = re.compile(r"(/[\w.:%-]+)+/p2p/[1-9A-HJ-NP-Za-km-z]{40,64}", re.ASCII)
+_PEER = r"[1-9A-HJ-NP-Za-km-z]{40,64}"
+_MULTIADDR = re.compile(rf"(/[\w.:%-]+)+/p2p/{_PEER}", re.ASCII)
+_DIRECT = re.compile(r"wss?://([\w.-]+|\[[0-9a-fA-F:.%]+\]):\d{1,5}/[\w./-]*(#sha256=[0-9a-f]{64})?", re.ASCII)
 _ASK = "ask a member of the swarm for a new token"
+
+
+@dataclass(frozen=True, slots=True)
+class DirectAddress:
+    """Where a server takes direct links, as its record has it."""
+
+    peer: PeerId
+    url: str
+    """ws://HOST:PORT/PATH, or wss:// with the certificate's fingerprint behind #sha256=."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(_PEER, self.peer, re.ASCII):
+            raise TokenError(f"not the id of a peer: {self.peer[:MAX_ADDRESS_CHARS]!r}")
+        if len(self.url) > MAX_ADDRESS_CHARS or not _DIRECT.fullmatch(self.url):
+            raise TokenError(f"not an address for direct links: {self.url[:MAX_ADDRESS_CHARS]!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +58,8 @@ class JoinToken:
     """Multiaddrs of peers to join through, each ending in /p2p/ID."""
     expires_at: float | None = None
     """Unix seconds."""
+    direct: tuple[DirectAddress, ...] = ()
+    """Servers for clients that are no part of the DHT; none in tokens of earlier versions."""
 
     def __post_init__(self) -> None:
         check_swarm_name(self.swarm)
@@ -49,6 +70,8 @@ class JoinToken:
         for address in self.bootstrap:
             if len(address) > MAX_ADDRESS_CHARS or not _MULTIADDR.fullmatch(address):
                 raise TokenError(f"not the address of a peer: {address!r} (want /ip4/HOST/tcp/PORT/p2p/ID)")
+        if len(self.direct) > MAX_DIRECT:
+            raise TokenError(f"a join token names at most {MAX_DIRECT} servers, not {len(self.direct)}")
         if self.expires_at is not None and not (math.isfinite(self.expires_at) and self.expires_at > 0):
             raise TokenError(f"not a time for a token to expire: {self.expires_at}")
 
@@ -59,6 +82,7 @@ class JoinToken:
             "secret": self.secret,
             "bootstrap": self.bootstrap,
             "expires_at": None if self.expires_at is None else float(self.expires_at),
+            "direct": [(address.peer, address.url) for address in self.direct],
         }
         payload = msgpack.packb(fields)
         return PREFIX + base64.urlsafe_b64encode(payload + _checksum(payload)).decode().rstrip("=")
@@ -80,16 +104,19 @@ class JoinToken:
     @classmethod
     def _from_fields(cls, fields: Mapping[str, Any]) -> Self:
         swarm, secret, bootstrap = fields.get("swarm"), fields.get("secret"), fields.get("bootstrap")
-        expires_at = fields.get("expires_at")
+        expires_at, direct = fields.get("expires_at"), fields.get("direct", [])
         if not (
             isinstance(swarm, str)
             and isinstance(secret, bytes)
             and isinstance(bootstrap, list)
             and all(isinstance(address, str) for address in bootstrap)
             and isinstance(expires_at, float | None)
+            and isinstance(direct, list)
+            and all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in direct)
         ):
             raise TokenError(f"the join token lacks fields or has some of the wrong type: {_ASK}")
-        return cls(swarm, secret, tuple(bootstrap), expires_at)
+        addresses = tuple(DirectAddress(PeerId(peer), url) for peer, url in direct)
+        return cls(swarm, secret, tuple(bootstrap), expires_at, addresses)
 
 
 def check_swarm_name(name: str) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, cast
 
@@ -29,17 +29,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "plan":
             print(plan_command.run(options))
             return 0
-        import uvloop
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=_quickest_loop()) as runner:
             runner.run(COMMANDS[options.command](options))
     except ChainserveError as error:
         print(f"chainserve: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"chainserve: this takes {error.name}: pip install 'chainserve[client-full]'", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, EOFError):
         print(file=sys.stderr)
         return 130
     return 0
+
+
+def _quickest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return None
+    return uvloop.new_event_loop
 
 
 def build_parser() -> argparse.ArgumentParser:

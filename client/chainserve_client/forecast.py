@@ -9,12 +9,11 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from chainserve.errors import UsageError
-from chainserve.planning.allocation import PairSeconds
 from chainserve.planning.plan import Plan, plan
 from chainserve.planning.prediction import Prediction, predict
-from chainserve.planning.spares import LeftOut, leave_out
+from chainserve.planning.spares import leave_out
 from chainserve.planning.times import BlockTimes, ServerTimes
-from chainserve.planning.values import ModelSpec, Workload
+from chainserve.planning.values import LeftOut, ModelSpec, PairSeconds, Workload
 from chainserve.types import PeerId
 from chainserve_client.planfile import FutureServer, FutureSwarm
 

@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from chainserve.errors import NoPlanError
-from chainserve.planning.bounds import ResponseTimeBounds, response_time_bounds
-from chainserve.planning.spares import LeftOut, leave_out
-from chainserve.planning.values import Workload, by_peer
+from chainserve.planning.values import LeftOut, ResponseTimeBounds, Workload, by_peer
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.types import PeerId
-from chainserve_client.forecast import MAX_LEFT_OUT
 from chainserve_client.outlook import Outlook
 
 SPARE_EFFORT = 200
@@ -44,8 +42,10 @@ def examine(plan: SwarmPlan) -> LivePlan:
 
 def _bounds(plan: SwarmPlan) -> ResponseTimeBounds:
     """Those of the plan are of its goal: until that is reached other chains count."""
-    if plan.is_settled or not plan.chains:
+    if plan.is_settled or not plan.chains or not _can_plan():
         return plan.bounds
+    from chainserve.planning.bounds import response_time_bounds
+
     return response_time_bounds(
         [chain.rate for chain in plan.chains],
         [chain.capacity for chain in plan.chains],
@@ -66,6 +66,11 @@ def _left_out(plan: SwarmPlan) -> dict[PeerId, LeftOut]:
         concurrencies=tuple(sorted({1, *(max(1, round(plan.concurrency * factor)) for factor in NEARBY)})),
     )
     found = {server.peer: LeftOut(0.0) for server in inputs.servers if server.peer not in plan.goal.spans}
+    if not _can_plan():
+        return found
+    from chainserve.planning.spares import leave_out
+    from chainserve_client.forecast import MAX_LEFT_OUT
+
     if len(inputs.servers) <= MAX_LEFT_OUT:
         with suppress(NoPlanError):  # where servers have hardly room, only where they are is there a plan
             planned = inputs.plan()
@@ -78,3 +83,8 @@ def _left_out(plan: SwarmPlan) -> dict[PeerId, LeftOut]:
                     concurrencies=inputs.concurrencies,
                 )
     return found
+
+
+def _can_plan() -> bool:
+    """Whether what planning takes is installed: a client without it says less of a plan."""
+    return find_spec("numpy") is not None

@@ -11,13 +11,13 @@ from chainserve.errors import FrameError, LinkLostError, PeerError, RecordError,
 from chainserve.protocol.messages import (
     Activations,
     Admitted,
+    Answer,
+    Ask,
     Failed,
     FailureCode,
     Leaving,
     Message,
     Opened,
-    PlanBody,
-    PlanRequest,
     Queued,
     Sampled,
 )
@@ -28,7 +28,7 @@ from chainserve.swarm.interface import Swarm
 from chainserve.swarm.plans import PlanRecord, SwarmPlan
 from chainserve.swarm.records import Announcement
 from chainserve.swarm.view import View
-from chainserve.transport.exchange import PlanExchange
+from chainserve.transport.exchange import Exchange
 from chainserve.transport.links import Links
 from chainserve.transport.outbox import Outbox
 from chainserve.types import Chain, PeerId, SessionId
@@ -63,7 +63,7 @@ class Network:
     """What the client knows of its swarm, and its links there."""
 
     links: Links  # set by `connect_to`, as they call `handle`, `lost` and `refused`
-    exchange: PlanExchange
+    exchange: Exchange
     outbox: Outbox
 
     def __init__(self, swarm: Swarm) -> None:
@@ -78,7 +78,7 @@ class Network:
     def connect_to(self, links: Links) -> None:
         """Use these links, which have to call `handle`, `lost` and `refused`."""
         self.links = links
-        self.exchange = PlanExchange(links)
+        self.exchange = Exchange(links)
         self.outbox = Outbox(links, on_lost=self.lost)
 
     async def watch(self) -> None:
@@ -214,7 +214,7 @@ class Network:
 
     def handle(self, peer: PeerId, message: Message) -> None:
         """Take a message from a server: about a plan or a place, or what a session's head or tail says to it."""
-        if isinstance(message, PlanRequest | PlanBody):
+        if isinstance(message, Ask | Answer):
             self.exchange.handle(peer, message)
             return
         if isinstance(message, Failed) and message.code is FailureCode.PEER_LOST:

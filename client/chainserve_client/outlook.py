@@ -7,10 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from chainserve.errors import describe_blocks
-from chainserve.planning.bounds import ResponseTimeBounds
 from chainserve.planning.prediction import Prediction
-from chainserve.planning.spares import LeftOut
-from chainserve.planning.values import PlannedChain, total_rate
+from chainserve.planning.values import LeftOut, PlannedChain, ResponseTimeBounds, total_rate
 from chainserve.types import PeerId
 from chainserve_client.tables import count, table, wrapped
 from chainserve_client.units import format_seconds

@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 
 from chainserve.models.names import find_model
-from chainserve_client.forecast import Demand, forecast
-from chainserve_client.plan_report import to_json, to_text
 from chainserve_client.planfile import read_servers
 
 HALF_PRECISION = ("bfloat16", "float16")
@@ -31,6 +29,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace) -> str:
     """What the command prints; UsageError or NoPlanError if there is nothing to plan."""
+    from chainserve_client.forecast import Demand, forecast  # takes numpy, which other commands do without
+    from chainserve_client.plan_report import to_json, to_text
+
     mean_length = options.input_tokens + options.output_tokens
     demand = Demand(
         arrival_rate=options.rate,

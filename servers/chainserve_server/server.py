@@ -22,10 +22,10 @@ from chainserve.swarm.member import Member
 from chainserve.swarm.offers import Offer
 from chainserve.swarm.planner import Job, Planner
 from chainserve.swarm.plans import SwarmPlan
-from chainserve.swarm.records import Announcement
+from chainserve.swarm.records import Announcement, direct_addresses
 from chainserve.swarm.token import JoinToken, swarm_secret
 from chainserve.transport.direct import DirectTransport
-from chainserve.transport.exchange import PlanExchange
+from chainserve.transport.exchange import Exchange
 from chainserve.transport.handshake import Credentials
 from chainserve.transport.links import Links
 from chainserve.transport.outbox import Outbox
@@ -35,6 +35,7 @@ from chainserve_server.admission import head_chains
 from chainserve_server.blocks import Blocks
 from chainserve_server.config import ServerConfig
 from chainserve_server.engine import Engine, Work
+from chainserve_server.handouts import Handouts
 from chainserve_server.observation import DemandWindow, StepChecks
 from chainserve_server.prepare import Prepared
 from chainserve_server.sampling import LinkSampler
@@ -147,7 +148,7 @@ class Server:
             grace_s=config.move_grace_s,
             on_change=lambda: self.member.changed(),
         )
-        self.exchange = PlanExchange(self.links)
+        self.exchange = Exchange(self.links, answers=Handouts(swarm, prepared.source).answers)
         self.sampler = LinkSampler(self.links, self._others)
         self.member = Member(
             swarm,
@@ -278,7 +279,9 @@ class Server:
             f"  offers  {prepared.memory_bytes / 1e6:,.0f} MB on {prepared.device} for {name}, {blocks}",
         ]
         if not config.join:
-            token = await self._swarm.token(expires_at=time.time() + config.token_days * 86_400)
+            token = await self._swarm.token(
+                expires_at=time.time() + config.token_days * 86_400, direct=direct_addresses(self.links.addresses)
+            )
             lines += [
                 "whoever has this token is a member:",
                 "",

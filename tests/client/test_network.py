@@ -8,7 +8,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from chainserve.errors import NoChainError, PromptTooLongError
-from chainserve.protocol.messages import Opened, PlanBody, PlanRequest
+from chainserve.protocol.messages import Answer, Ask, Opened, Topic
 from chainserve.swarm.records import Announcement, ServerState
 from chainserve.types import PeerId, SessionId, Span
 from chainserve_client.dispatch import choose_chain
@@ -66,6 +66,6 @@ def test_missing_blocks_are_named_whatever_the_length() -> None:
 async def test_what_belongs_to_no_session_is_no_sessions() -> None:
     network = Network(cast(Any, SimpleNamespace(refresh=AsyncMock())))
     network.connect_to(cast(Any, SimpleNamespace(send=AsyncMock())))
-    for message in (PlanBody("digest", b"body"), PlanRequest("digest"), Opened(SessionId(bytes(16)))):
+    for message in (Answer(Topic.PLAN, "digest", b"body"), Ask(Topic.PLAN, "digest"), Opened(SessionId(bytes(16)))):
         network.handle(PeerId("a"), message)
     network._watching.cancel()

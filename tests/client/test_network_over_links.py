@@ -14,7 +14,7 @@ from chainserve.protocol.messages import Failed, FailureCode, Message, Open, Ope
 from chainserve.swarm.memory import MemoryHub, MemorySwarm
 from chainserve.swarm.plans import SwarmPlan, record_of
 from chainserve.swarm.rehearsal import MODEL_DIGEST
-from chainserve.transport.exchange import PlanExchange
+from chainserve.transport.exchange import Exchange
 from chainserve.transport.links import Links
 from chainserve.transport.memory import MemoryNetwork, MemoryTransport
 from chainserve.types import Chain, Hop, PeerId, Span
@@ -39,7 +39,7 @@ class FakeServer:
         self.num_asked = 0
         self._me = me
         self.links = _links(me, network, self._handle)
-        self.exchange = PlanExchange(self.links)
+        self.exchange = Exchange(self.links)
 
     def _handle(self, sender: PeerId, message: Message) -> None:
         if self.exchange.handle(sender, message):

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from chainserve.planning.plan import Plan, plan
-from chainserve.planning.spares import SPARE_SLOWDOWN, leave_out
-from chainserve.planning.values import ModelSpec, ServerProfile, Workload
+from chainserve.planning.spares import leave_out
+from chainserve.planning.values import SPARE_SLOWDOWN, ModelSpec, ServerProfile, Workload
 from chainserve.types import PeerId
 
 MODEL = ModelSpec(num_blocks=4, block_bytes=1, slot_bytes=0.1)

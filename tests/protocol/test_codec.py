@@ -17,6 +17,8 @@ from chainserve.protocol.messages import (
     Activations,
     Admit,
     Admitted,
+    Answer,
+    Ask,
     Beat,
     Choice,
     Close,
@@ -26,8 +28,6 @@ from chainserve.protocol.messages import (
     Logprobs,
     Open,
     Opened,
-    PlanBody,
-    PlanRequest,
     Probe,
     Prompt,
     Queued,
@@ -35,6 +35,7 @@ from chainserve.protocol.messages import (
     Sampled,
     Stalled,
     Step,
+    Topic,
     WireTensor,
 )
 from chainserve.protocol.pages import HASH_BYTES
@@ -82,9 +83,9 @@ MESSAGES: list[Frame] = [
     Reorder(SESSION, (1, 0, 0)),
     Close(SESSION),
     Failed(SESSION, PeerId("B"), FailureCode.CACHE_FULL, "12 tokens\nfree"),
-    PlanRequest("digest"),
-    PlanBody("digest", bytes(range(100))),
-    PlanBody("digest", b""),
+    Ask(Topic.PLAN, "digest"),
+    Answer(Topic.VIEW, "7", bytes(range(100))),
+    Answer(Topic.TEXT, "digest", b""),
     Beat(1, 2, 3),
     Probe(100),
 ]
@@ -177,8 +178,8 @@ messages = st.one_of(
     st.builds(Stalled, sessions, sequences),
     st.builds(Leaving, sessions, peers),
     st.builds(Failed, sessions, peers, st.sampled_from(FailureCode), st.text(max_size=DETAIL_CHARS)),
-    st.builds(PlanRequest, peers),
-    st.builds(PlanBody, peers, st.binary(max_size=1000)),
+    st.builds(Ask, st.sampled_from(Topic), peers),
+    st.builds(Answer, st.sampled_from(Topic), peers, st.binary(max_size=1000)),
     st.builds(Beat, times, times, times),
     st.builds(Probe, st.integers(0, 1000)),
 )
@@ -223,10 +224,10 @@ def test_a_tensor_of_other_than_bytes_is_sent_as_its_bytes() -> None:
     assert message.tensor.data == bytes(8)
 
 
-def test_the_body_of_a_plan_is_a_view_into_the_frame() -> None:
-    frame = encode(PlanBody("digest", memoryview(bytes(8)).cast("f")))
+def test_the_body_of_an_answer_is_a_view_into_the_frame() -> None:
+    frame = encode(Answer(Topic.PLAN, "digest", memoryview(bytes(8)).cast("f")))
     message = decode(frame, LIMITS)
-    assert isinstance(message, PlanBody)
+    assert isinstance(message, Answer)
     assert isinstance(message.body, memoryview)
     assert message.body.obj is frame
     assert message.body == bytes(8)
@@ -334,31 +335,41 @@ def test_numbers_of_everything_are_limited() -> None:
     assert refusal(encode(OPEN), replace(LIMITS, max_blocks=6)).reason == "field"
     assert refusal(encode(OPEN), replace(LIMITS, max_position=99)).reason == "field"
     assert refusal(encode(OPEN), replace(LIMITS, max_name_chars=5)).reason == "field"
-    assert refusal(encode(PlanRequest("digest")), replace(LIMITS, max_name_chars=5)).reason == "field"
-    assert refusal(encode(PlanBody("digest", b"12")), replace(LIMITS, max_name_chars=5)).reason == "field"
-    assert refusal(encode(PlanBody("digest", b"12")), replace(LIMITS, max_plan_bytes=1)).reason == "too-large"
+    assert refusal(encode(Ask(Topic.PLAN, "digest")), replace(LIMITS, max_name_chars=5)).reason == "field"
+    assert refusal(encode(Answer(Topic.PLAN, "digest", b"12")), replace(LIMITS, max_name_chars=5)).reason == "field"
+    assert (
+        refusal(encode(Answer(Topic.PLAN, "digest", b"12")), replace(LIMITS, max_answer_bytes=1)).reason == "too-large"
+    )
     assert refusal(encode(Probe(2)), replace(LIMITS, max_probe_bytes=1)).reason == "too-large"
 
 
-def test_plans_and_probes_arrive_up_to_their_limits() -> None:
-    for message in (PlanBody("digest", bytes(LIMITS.max_plan_bytes)), Probe(LIMITS.max_probe_bytes)):
+def test_answers_and_probes_arrive_up_to_their_limits() -> None:
+    for message in (Answer(Topic.PLAN, "digest", bytes(LIMITS.max_answer_bytes)), Probe(LIMITS.max_probe_bytes)):
         frame = encode(message)
         assert decode(frame, LIMITS) == message
         assert refusal(frame + b"\0").reason == "too-large"
 
 
-@pytest.mark.parametrize("message", [PlanBody("digest", b"body"), Probe(4)], ids=["PlanBody", "Probe"])
+@pytest.mark.parametrize("message", [Answer(Topic.PLAN, "digest", b"body"), Probe(4)], ids=["Answer", "Probe"])
 @pytest.mark.parametrize("size", [-1, 3, 5, 2**64 - 1, True, None, "4", 4.0])
 def test_a_payload_of_another_size_than_announced_is_refused(message: Frame, size: object) -> None:
     refusal(forge(encode(message), lambda fields: fields.__setitem__(-1, size)))
 
 
-@pytest.mark.parametrize("digest", ["", "x" * 257, "two\nlines", b"digest", 7, None])
+@pytest.mark.parametrize("name", ["", "x" * 257, "two\nlines", b"digest", 7, None])
 @pytest.mark.parametrize(
-    "message", [PlanBody("digest", b"body"), PlanRequest("digest")], ids=["PlanBody", "PlanRequest"]
+    "message", [Answer(Topic.PLAN, "digest", b"body"), Ask(Topic.PLAN, "digest")], ids=["Answer", "Ask"]
 )
-def test_a_digest_is_a_short_name(message: Frame, digest: object) -> None:
-    assert refusal(forge(encode(message), lambda fields: fields.__setitem__(0, digest))).reason == "field"
+def test_what_is_asked_for_has_a_short_name(message: Frame, name: object) -> None:
+    assert refusal(forge(encode(message), lambda fields: fields.__setitem__(1, name))).reason == "field"
+
+
+@pytest.mark.parametrize("topic", ["", "gossip", "PLAN", b"plan", 7, None, ["plan"]])
+@pytest.mark.parametrize(
+    "message", [Answer(Topic.PLAN, "digest", b"body"), Ask(Topic.PLAN, "digest")], ids=["Answer", "Ask"]
+)
+def test_an_unknown_topic_is_refused(message: Frame, topic: object) -> None:
+    assert refusal(forge(encode(message), lambda fields: fields.__setitem__(0, topic))).reason == "field"
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 
 from chainserve.errors import NoPlanError
 from chainserve.planning.allocation import allocate
-from chainserve.planning.bounds import ResponseTimeBounds
 from chainserve.planning.moves import next_step
 from chainserve.planning.profile import BlockProfile, StepTimes
 from chainserve.planning.times import BlockTimes, ServerTimes
-from chainserve.planning.values import ModelSpec, Placement
+from chainserve.planning.values import ModelSpec, Placement, ResponseTimeBounds
 from chainserve.swarm.offers import (
     LEAST_BYTES_PER_S,
     LEAST_STEP_S,

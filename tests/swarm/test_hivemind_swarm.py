@@ -18,9 +18,10 @@ from chainserve.errors import AddressError, JoinError, SwarmError
 from chainserve.swarm.hivemind import HivemindSwarm
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.interface import PLAN_LEASES
+from chainserve.swarm.light import LightSwarm
 from chainserve.swarm.plans import PlanRecord, seal_plan
 from chainserve.swarm.records import SCHEMA, Announcement, ServerState, seal, seal_payload
-from chainserve.swarm.token import JoinToken, swarm_secret
+from chainserve.swarm.token import DirectAddress, JoinToken, swarm_secret
 from chainserve.types import PeerId
 
 pytestmark = pytest.mark.slow  # hivemind alone takes seconds to import
@@ -92,11 +93,35 @@ async def test_a_client_gives_tokens_of_the_peers_it_came_by(
 ) -> None:
     server = await enter(identities[0])
     await server.publish(announce(server.peer_id))
-    token = await server.token(expires_at=2e9)
+    await server.refresh()
+    token = await server.token(expires_at=2e9, direct=announce(server.peer_id).addresses)
+    assert token.direct == (DirectAddress(server.peer_id, "ws://127.0.0.1:8300/link"),)
     client = await enter(identities[1], token, host=None)
     assert await client.addresses() == ()
     assert await client.token(expires_at=2e9) == token
     assert str(client.p2p.peer_id) == client.peer_id
+
+
+async def test_what_others_have_sealed_can_be_passed_on(
+    enter: Enter, identities: list[Identity], announce: Announce
+) -> None:
+    server = await enter(identities[0])
+    await server.publish(announce(server.peer_id))
+    other = await enter(identities[1], await server.token())
+    await other.publish(announce(other.peer_id))
+    await server.refresh()
+    token = await server.token(direct=announce(server.peer_id).addresses)
+
+    async def ask(peer: PeerId) -> tuple[bytes, float]:
+        assert peer == server.peer_id
+        return server.sealed.to_bytes(now=server.now()), 0.0
+
+    client = LightSwarm(PeerId("client"), token, ask=ask)
+    await client.enter()
+    assert client.view.servers == server.view.servers
+    await other.withdraw()
+    await server.refresh()
+    assert list((await client.refresh()).servers) == [server.peer_id]
 
 
 async def test_a_record_that_is_not_published_again_expires(

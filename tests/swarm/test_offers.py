@@ -7,8 +7,7 @@ from drawn import demands, offers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chainserve.planning.bounds import ResponseTimeBounds
-from chainserve.planning.values import Placement, by_peer
+from chainserve.planning.values import Placement, ResponseTimeBounds, by_peer
 from chainserve.swarm.inputs import ModelFacts, corrected, inputs_of, total_demand
 from chainserve.swarm.offers import MAX_BYTES, MAX_POINTS, MAX_REACH, MAX_SIZE, Demand, Offer, Reach, StepCheck
 from chainserve.swarm.plans import PlanInputs, SwarmPlan

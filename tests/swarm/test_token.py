@@ -1,6 +1,7 @@
 """A token is copied by people: what can go wrong has a message that says what to do."""
 
 import base64
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -9,12 +10,24 @@ from hypothesis import strategies as st
 
 from chainserve.errors import TokenError
 from chainserve.swarm.identity import Identity
-from chainserve.swarm.token import MAX_TOKEN_CHARS, PREFIX, JoinToken, _checksum, swarm_secret
+from chainserve.swarm.token import (
+    MAX_BOOTSTRAP,
+    MAX_DIRECT,
+    MAX_TOKEN_CHARS,
+    PREFIX,
+    DirectAddress,
+    JoinToken,
+    _checksum,
+    swarm_secret,
+)
+from chainserve.types import PeerId
 
 PEER = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 ADDRESS = f"/ip4/192.0.2.7/tcp/31337/p2p/{PEER}"
 SECRET = bytes(range(32))
 TOKEN = JoinToken("home", SECRET, (ADDRESS,), expires_at=2_000_000_000.0)
+DIRECT = DirectAddress(PeerId(PEER), "ws://127.0.0.1:8300/link")
+SECURE = DirectAddress(PeerId(PEER), "wss://[2001:db8::7]:31337/link#sha256=" + "0123456789abcdef" * 4)
 
 
 @given(
@@ -122,6 +135,47 @@ def test_the_secret_of_a_swarm_depends_on_its_founder_and_name_alone(identities:
     assert swarm_secret(founder, "home") == swarm_secret(founder, "home")
     assert len({swarm_secret(founder, "home"), swarm_secret(founder, "work"), swarm_secret(other, "home")}) == 3
     assert len(swarm_secret(founder, "home")) == 32
+
+
+@given(st.lists(st.sampled_from([DIRECT, SECURE]), max_size=MAX_DIRECT).map(tuple))
+def test_a_token_names_servers_for_clients_that_are_no_part_of_the_dht(direct: tuple[DirectAddress, ...]) -> None:
+    token = replace(TOKEN, direct=direct)
+    assert JoinToken.decode(token.encode(), now=0.0) == token
+
+
+def test_a_token_that_is_full_can_still_be_read() -> None:
+    longest = "/ip6/2001:0db8:0000:0000:0000:0000:0000:0007/tcp/31337/p2p/" + PEER
+    token = replace(TOKEN, bootstrap=(longest,) * MAX_BOOTSTRAP, direct=(SECURE,) * MAX_DIRECT)
+    assert len(token.encode()) <= MAX_TOKEN_CHARS
+
+
+def test_tokens_of_earlier_versions_name_no_servers() -> None:
+    fields = {"swarm": "home", "secret": SECRET, "bootstrap": [ADDRESS], "expires_at": 2e9}
+    assert JoinToken.decode(_forge(fields), now=0.0) == TOKEN
+
+
+@pytest.mark.parametrize(
+    "direct",
+    [
+        None,
+        [1],
+        [[PEER]],
+        [[PEER, DIRECT.url, "more"]],
+        [[PEER, 7]],
+        [["me", DIRECT.url]],
+        [[PEER, "http://127.0.0.1:8300/link"]],
+        [[PEER, "ws://127.0.0.1/link"]],
+        [[PEER, "ws://user@127.0.0.1:8300/link"]],
+        [[PEER, "wss://127.0.0.1:8300/link#sha256=0123"]],
+        [[PEER, "ws://127.0.0.1:8300/two\nlines"]],
+        [[PEER, "ws://" + "x" * 256 + ":1/link"]],
+        [[PEER, DIRECT.url]] * (MAX_DIRECT + 1),
+    ],
+)
+def test_servers_that_cannot_be_are_refused(direct: object) -> None:
+    fields = {"swarm": "home", "secret": SECRET, "bootstrap": [ADDRESS], "expires_at": 2e9, "direct": direct}
+    with pytest.raises(TokenError):
+        JoinToken.decode(_forge(fields), now=0.0)
 
 
 def _forge(fields: object) -> str:

@@ -10,12 +10,12 @@ import pytest
 from pairs import Peer, session, until
 
 from chainserve.errors import PeerError
-from chainserve.protocol.messages import Close, Message, PlanBody, PlanRequest
+from chainserve.protocol.messages import Answer, Ask, Close, Message, Topic
 from chainserve.runtime.virtual import VirtualLoop
 from chainserve.swarm.plans import PlanRecord, SwarmPlan
 from chainserve.swarm.records import Announcement, ServerState
 from chainserve.swarm.view import View
-from chainserve.transport.exchange import ANSWER_S, MAX_ASKED, NUM_KEPT, PlanExchange
+from chainserve.transport.exchange import ANSWER_S, MAX_ASKED, MAX_OWED, NUM_KEPT, Exchange
 from chainserve.transport.memory import MemoryNetwork, MemoryTransport
 from chainserve.types import PeerId, Span
 
@@ -28,7 +28,8 @@ class Follower:
 
     def __init__(self, peer: Peer) -> None:
         self.links = peer.links
-        self.exchange = PlanExchange(peer.links)
+        self.exchange = Exchange(peer.links, answers={Topic.TEXT: self._text})
+        self.text_is_ready = asyncio.Event()
         self.taken: list[tuple[PeerId, Message]] = []
         self.is_deaf = False
         self._peer = peer
@@ -40,9 +41,13 @@ class Follower:
             if not self.is_deaf:
                 assert self.exchange.handle(peer, message)
 
+    async def _text(self, model: str) -> bytes:
+        await self.text_is_ready.wait()
+        return b"text of " + model.encode()
+
     @property
     def asked_by(self) -> list[PeerId]:
-        return [peer for peer, message in self.taken if isinstance(message, PlanRequest)]
+        return [peer for peer, message in self.taken if isinstance(message, Ask)]
 
 
 def plan(number: int, *, body: bytes | None = None) -> SwarmPlan:
@@ -137,7 +142,7 @@ async def test_where_the_planner_is_gone_one_that_follows_it_is_asked(swarm: Swa
 async def test_one_that_does_not_have_it_says_so_and_the_next_is_asked(swarm: Swarm) -> None:
     me, planner, first = await swarm.add(ME), await swarm.add(PLANNER, plan(2)), await swarm.add(FIRST, plan(1))
     assert await me.exchange.fetch(record(1), view_of(FIRST, PLANNER)) == plan(1).body
-    assert (PLANNER, PlanBody("digest-1", b"")) in me.taken
+    assert (PLANNER, Answer(Topic.PLAN, "digest-1", b"")) in me.taken
     assert (planner.asked_by, first.asked_by) == ([ME], [ME])
 
 
@@ -160,7 +165,7 @@ def test_the_error_names_who_was_asked_last_and_why_that_failed() -> None:
         with pytest.raises(PeerError, match="first: does not have the plan"):
             await me.exchange.fetch(record(1), view_of(FIRST))
         first.is_deaf = True
-        with pytest.raises(PeerError, match="first: no plan within 5 s"):
+        with pytest.raises(PeerError, match="first: no answer within 5 s"):
             await me.exchange.fetch(record(1), view_of(FIRST))
         with pytest.raises(PeerError, match="planner: "):
             await me.exchange.fetch(record(1), view_of())
@@ -203,7 +208,7 @@ async def test_only_the_last_plans_are_handed_out(swarm: Swarm) -> None:
 
 async def test_plans_that_nobody_asked_for_change_nothing(swarm: Swarm) -> None:
     me, planner, first = await swarm.add(ME), await swarm.add(PLANNER, plan(1)), await swarm.add(FIRST)
-    forged = PlanBody(plan(1).digest, b"forged")
+    forged = Answer(Topic.PLAN, plan(1).digest, b"forged")
     await first.links.connect(ME)
     await first.links.send(ME, forged)
     await until(lambda: (FIRST, forged) in me.taken)
@@ -211,10 +216,10 @@ async def test_plans_that_nobody_asked_for_change_nothing(swarm: Swarm) -> None:
     fetching = asyncio.create_task(me.exchange.fetch(record(1), view_of(PLANNER)))
     await until(lambda: planner.asked_by)
     await first.links.send(ME, forged)
-    await planner.links.send(ME, PlanBody(plan(2).digest, b"another"))
+    await planner.links.send(ME, Answer(Topic.PLAN, plan(2).digest, b"another"))
     await until(lambda: len(me.taken) == 3)
     assert not fetching.done()
-    await planner.links.send(ME, PlanBody(plan(1).digest, plan(1).body))
+    await planner.links.send(ME, Answer(Topic.PLAN, plan(1).digest, plan(1).body))
     assert await fetching == plan(1).body
     await planner.links.send(ME, forged)
     await until(lambda: len(me.taken) == 5)
@@ -234,7 +239,7 @@ async def test_who_gives_up_waiting_leaves_nothing_behind(swarm: Swarm) -> None:
     fetching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await fetching
-    await planner.links.send(ME, PlanBody(plan(1).digest, b"late"))
+    await planner.links.send(ME, Answer(Topic.PLAN, plan(1).digest, b"late"))
     await until(lambda: me.taken)
     planner.is_deaf = False
     assert await me.exchange.fetch(record(1), view_of(PLANNER)) == plan(1).body
@@ -242,10 +247,37 @@ async def test_who_gives_up_waiting_leaves_nothing_behind(swarm: Swarm) -> None:
 
 async def test_who_asks_and_is_gone_gets_no_answer_and_others_do(swarm: Swarm) -> None:
     me, planner = await swarm.add(ME), await swarm.add(PLANNER, plan(1))
-    planner.exchange.handle(PeerId("gone"), PlanRequest(plan(1).digest))
+    planner.exchange.handle(PeerId("gone"), Ask(Topic.PLAN, plan(1).digest))
     assert await me.exchange.fetch(record(1), view_of(PLANNER)) == plan(1).body
 
 
 async def test_other_messages_are_left_to_others(swarm: Swarm) -> None:
     me = await swarm.add(ME)
     assert not me.exchange.handle(PLANNER, Close(session(1)))
+
+
+async def test_other_things_are_found_by_those_who_have_them(swarm: Swarm) -> None:
+    me, first = await swarm.add(ME), await swarm.add(FIRST)
+    first.text_is_ready.set()
+    assert await me.exchange.ask(FIRST, Topic.TEXT, "model") == b"text of model"
+    assert await me.exchange.ask(FIRST, Topic.VIEW, "1") == b""  # it has none to show
+
+
+async def test_what_is_not_ready_holds_up_nothing_else(swarm: Swarm) -> None:
+    me, planner = await swarm.add(ME), await swarm.add(PLANNER, plan(1))
+    text = asyncio.create_task(me.exchange.ask(PLANNER, Topic.TEXT, "model"))
+    assert await me.exchange.fetch(record(1), view_of(PLANNER)) == plan(1).body
+    planner.text_is_ready.set()
+    assert await text == b"text of model"
+
+
+async def test_who_asks_for_too_much_at_once_gets_no_more_than_so_many_answers(swarm: Swarm) -> None:
+    me, first = await swarm.add(ME), await swarm.add(FIRST)
+    asking = [asyncio.create_task(me.exchange.ask(FIRST, Topic.TEXT, f"{n}")) for n in range(MAX_OWED + 3)]
+    await until(lambda: len(first.asked_by) == len(asking))
+    first.text_is_ready.set()
+    await until(lambda: sum(task.done() for task in asking) == MAX_OWED)
+    assert await me.exchange.ask(FIRST, Topic.TEXT, "again") == b"text of again"
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)

@@ -1,0 +1,215 @@
+"""What distance costs: tokens around a chain of far servers, drafts that save round trips, prompts through many servers.
+
+    python benchmarks/distance.py [--rounds N] [--tokens N] [--only PART] [--output FILE]
+
+Servers are processes of their own with real links, over which every frame takes ONE_WAY_MS longer. `loop`: the bound is
+what the engines computed for a token, and one way per hop and back to the head. `drafts`: the same requests with
+and without. `prompt`: servers that sleep where they would compute, so that several equal ones fit on one machine.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from chainserve.runtime.cores import free_idle_cores
+
+free_idle_cores()
+
+import tables
+import torch
+import uvloop
+from circumstances import PROJECT, circumstances, keep
+from far_server import move_away
+
+from chainserve_client import AsyncClient, Generation
+from chainserve_server.local import LocalSwarm
+
+MODEL = "smollm2-135m"
+ONE_WAY_MS = 25.0
+LOOPS = {"2 servers": ["0:15", "15:30"], "3 servers": ["0:10", "10:20", "20:30"]}
+PROMPT_SPLITS = {num: [f"{30 * at // num}:{30 * (at + 1) // num}" for at in range(num)] for num in (1, 2, 3, 5)}
+PROMPT_TOKENS = 2048
+SEED = 0
+
+CODE = [
+    "Repeat this function, with the name total instead of add_numbers:\n"
+    "def add_numbers(numbers):\n    result = 0\n    for number in numbers:\n        result = result + number\n"
+    "    return result\n",
+    "Write this class again and add a method that returns the area:\n"
+    "class Rectangle:\n    def __init__(self, width, height):\n        self.width = width\n"
+    "        self.height = height\n",
+    "Copy this code and add a type annotation to every parameter:\n"
+    "def greet(name, times):\n    for i in range(times):\n        print('Hello', name)\n    return times\n",
+    "Fix the indentation of this code and write it out in full:\n"
+    "def maximum(values):\n  best = values[0]\n  for value in values:\n      if value > best:\n"
+    "            best = value\n  return best\n",
+    "Convert this list of settings to a Python dictionary, with one entry per line:\n"
+    "host = localhost\nport = 8000\nuser = admin\npassword = secret\ntimeout = 30\nretries = 5\n",
+]
+CHAT = [
+    "What is the capital of France, and what is it known for?",
+    "Explain in simple words why the sky is blue.",
+    "Give me three tips for learning a new language.",
+    "Tell me a short story about a lighthouse keeper.",
+    "What is the difference between a virus and a bacterium?",
+]
+
+
+class Observed:
+    """What the engines of a swarm ran."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[Path, int] = {}
+
+    def take(self) -> dict[Path, list[Any]]:
+        """By server, the forwards since the last call."""
+        new = {}
+        for file in sorted(self._folder.glob("*.jsonl")):
+            lines = file.read_text().splitlines()
+            new[file] = [json.loads(line) for line in lines[self._read.get(file, 0) :]]
+            self._read[file] = len(lines)
+        return new
+
+
+@asynccontextmanager
+async def far_swarm(spans: list[str], *, sleeps: bool = False) -> AsyncIterator[tuple[AsyncClient, Observed]]:
+    """A client of a swarm whose members are far from each other."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        environment = {"ONE_WAY_MS": str(ONE_WAY_MS), "OBSERVED": name, "SLEEPS": "1" if sleeps else ""}
+        program = [str(PROJECT / "benchmarks" / "far_server.py")]
+        with LocalSwarm(MODEL, folder, environment=environment, program=program) as swarm:
+            await asyncio.to_thread(swarm.start, *spans, arguments=("--memory", "4GB"))
+            async with await AsyncClient.connect(swarm.token) as client:
+                yield client, Observed(folder)
+
+
+def token_s(answer: Generation) -> float:
+    """Seconds per token after the first."""
+    return (answer.total_s - answer.first_token_s) / (len(answer.tokens) - 1)
+
+
+async def loops(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds per token beside the bound, for chains of several lengths."""
+    figures: dict[str, Any] = {}
+    generator = torch.Generator().manual_seed(SEED)
+    for name, spans in LOOPS.items():
+        async with far_swarm(spans) as (client, observed):
+            ratios, taken, bounds = [], [], []
+            for _ in range(options.rounds + 1):
+                prompt = torch.randint(1000, 40000, (16,), generator=generator).tolist()
+                observed.take()
+                answer = await client.generate(prompt, max_new_tokens=options.tokens, ignore_end=True, max_drafts=0)
+                computed_s = 0.0
+                for forwards in observed.take().values():
+                    seconds = [forward[3] for forward in forwards if forward[1] == 1]  # decode steps
+                    computed_s += statistics.fmean(seconds)
+                taken.append(token_s(answer))
+                bounds.append(computed_s + len(spans) * ONE_WAY_MS / 1000)
+                ratios.append(taken[-1] / bounds[-1])
+            figures[name] = {
+                "ms_per_token": 1000 * statistics.median(taken[1:]),
+                "bound_ms": 1000 * statistics.median(bounds[1:]),
+                "ratio": statistics.median(ratios[1:]),
+            }
+            print(name, figures[name], flush=True)
+    return figures
+
+
+async def drafts(options: argparse.Namespace) -> dict[str, Any]:
+    """Speed with drafts over speed without, on two kinds of prompts; the tokens have to be the same."""
+    figures: dict[str, Any] = {}
+    async with far_swarm(LOOPS["3 servers"]) as (client, _):
+        await client.generate("Once", max_new_tokens=8)
+        for kind, questions in {"code": CODE, "chat": CHAT}.items():
+            speedups, num_tokens = [], 0
+            plain_s = drafted_s = 0.0
+            for question in questions:
+                prompt = client.encode_chat([{"role": "user", "content": question}])
+                plain = await client.generate(prompt, max_new_tokens=options.answer_tokens, max_drafts=0)
+                drafted = await client.generate(prompt, max_new_tokens=options.answer_tokens)
+                assert plain.tokens == drafted.tokens, (question, plain.text, drafted.text)
+                plain_s += plain.total_s - plain.first_token_s
+                drafted_s += drafted.total_s - drafted.first_token_s
+                num_tokens += len(plain.tokens) - 1
+                speedups.append(token_s(plain) / token_s(drafted))
+                print(kind, f"{speedups[-1]:.2f}", len(plain.tokens), flush=True)
+            figures[kind] = {
+                "speedup": plain_s / drafted_s,
+                "least": min(speedups),
+                "most": max(speedups),
+                "tokens": num_tokens,
+                "plain_tokens_per_second": num_tokens / plain_s,
+                "drafted_tokens_per_second": num_tokens / drafted_s,
+            }
+            print(kind, figures[kind], flush=True)
+    return figures
+
+
+async def prompts(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds to the first token of a long prompt through 1 to P equal servers that sleep."""
+    taken: dict[int, list[float]] = {num: [] for num in PROMPT_SPLITS}
+    generator = torch.Generator().manual_seed(SEED)
+    async with AsyncExitStack() as swarms:
+        clients = {
+            num: (await swarms.enter_async_context(far_swarm(spans, sleeps=True)))[0]
+            for num, spans in PROMPT_SPLITS.items()
+        }
+        for round_ in range(options.rounds + 1):
+            for num, client in clients.items():
+                prompt = torch.randint(1000, 40000, (PROMPT_TOKENS,), generator=generator).tolist()
+                answer = await client.generate(prompt, max_new_tokens=1)
+                if round_:
+                    taken[num].append(answer.first_token_s)
+    pairs = {num: [alone / s for alone, s in zip(taken[1], seconds, strict=True)] for num, seconds in taken.items()}
+    return {
+        str(num): {
+            "ms_to_first_token": 1000 * statistics.median(taken[num]),
+            "speedup": statistics.median(pairs[num]),
+            "per_server": statistics.median(pairs[num]) / num,
+        }
+        for num in PROMPT_SPLITS
+    }
+
+
+PARTS = {"loop": loops, "drafts": drafts, "prompt": prompts}
+
+
+async def measure(options: argparse.Namespace) -> dict[str, Any]:
+    move_away(ONE_WAY_MS / 1000)
+    return {name: await part(options) for name, part in PARTS.items() if options.only in (None, name)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=48, help="new tokens per stream around a loop")
+    parser.add_argument("--answer-tokens", type=int, default=128, help="at most, of an answer with and without drafts")
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "distance.json")
+    options = parser.parse_args()
+    figures = uvloop.run(measure(options))
+    about = circumstances(
+        "distance",
+        "torch",
+        model=f"{MODEL}, float32, {torch.get_num_threads()} threads",
+        one_way_ms=ONE_WAY_MS,
+        prompt_tokens=PROMPT_TOKENS,
+        rounds=options.rounds,
+        tokens=options.tokens,
+    )
+    if options.only:
+        print(json.dumps(figures, indent=2))
+    else:
+        print(tables.distance(keep(options.output, about, figures)))
+
+
+if __name__ == "__main__":
+    main()
