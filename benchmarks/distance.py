@@ -1,4 +1,4 @@
-"""What distance costs: tokens around a chain of far servers, drafts that save round trips, prompts through many servers.
+"""What distance costs: tokens around a chain of far servers, drafts that save round trips, prompts through many.
 
     python benchmarks/distance.py [--rounds N] [--tokens N] [--only PART] [--output FILE]
 
