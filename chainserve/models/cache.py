@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from chainserve.errors import CacheFullError, StepError
-from chainserve.models.attention import Ragged, split_packed
+from chainserve.models.attention import Masks, Ragged, split_packed
 from chainserve.protocol.messages import Step
 from chainserve.types import SessionId, Span
 
@@ -195,6 +195,7 @@ class PackedCache:
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = parts
         self._num_new = [part.end - part.start for part in parts]
+        self._masks = Masks()
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_args: object, **_kwargs: object
@@ -209,7 +210,7 @@ class PackedCache:
             slot[1].narrow(2, part.start, v.shape[2]).copy_(v)
             all_keys.append(slot[0].narrow(2, 0, part.end))
             all_values.append(slot[1].narrow(2, 0, part.end))
-        return Ragged(all_keys, self._num_new), Ragged(all_values, self._num_new)
+        return Ragged(all_keys, self._num_new, self._masks), Ragged(all_values, self._num_new, self._masks)
 
     def get_seq_length(self, _layer_idx: int = 0) -> int:
         """Asked by families that would number positions themselves; we always give them the positions."""
