@@ -7,7 +7,7 @@ a sequence may see follows from positions alone: new tokens are the last ones, a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,33 @@ ATTENTION_ARGUMENTS = frozenset({"scaling", "sliding_window", "softcap", "s_aux"
 """What families pass to attention that changes its result, and that we compute."""
 
 
+class Masks:
+    """What chunks may see, made once for all blocks of a forward."""
+
+    def __init__(self) -> None:
+        self._visible: dict[tuple[object, ...], Tensor] = {}
+        self._added: dict[tuple[object, ...], Tensor] = {}
+
+    def visible(self, num_new: int, length: int, *, window: int | None, device: torch.device) -> Tensor:
+        """Which of `length` keys each of the last `num_new` positions sees: bool (num_new, length)."""
+        key = (num_new, length, window, device)
+        if key not in self._visible:
+            keys = torch.arange(length, device=device)
+            queries = keys[length - num_new :, None]
+            visible = keys <= queries
+            self._visible[key] = visible if window is None else visible & (keys > queries - window)
+        return self._visible[key]
+
+    def added(self, num_groups: int, num_new: int, length: int, *, window: int | None, like: Tensor) -> Tensor:
+        """The same as numbers to add to scores, 0 or -inf, for `num_groups` heads: (num_groups * num_new, length)."""
+        key = (num_groups, num_new, length, window, like.dtype)
+        if key not in self._added:
+            mask = like.new_zeros(num_groups, num_new, length)
+            mask.masked_fill_(~self.visible(num_new, length, window=window, device=like.device), float("-inf"))
+            self._added[key] = mask.view(num_groups * num_new, length)
+        return self._added[key]
+
+
 @dataclass(frozen=True, slots=True)
 class Ragged:
     """Keys, or values, of each sequence of a packed batch.
@@ -30,6 +57,7 @@ class Ragged:
 
     parts: Sequence[Tensor]
     num_new: list[int]
+    masks: Masks = field(default_factory=Masks)
 
 
 def split_packed(packed: Tensor, num_new: list[int]) -> Sequence[Tensor]:
@@ -55,29 +83,57 @@ def packed_attention(
     `sliding_window` counts the keys a query sees, itself included; `softcap` bounds the scores (Gemma 2); `s_aux`
     (heads,) are scores of a sink that takes weight and gives nothing (gpt-oss).
     """
+    if max(key.num_new) == 1 and softcap is None and s_aux is None:
+        return _decode(query, key.parts, value.parts, scaling=scaling, window=sliding_window), None
     outputs = []
     for q, k, v in zip(split_packed(query, key.num_new), key.parts, value.parts, strict=True):
         num_new, length = q.shape[2], k.shape[2]
         if sliding_window is not None and (unseen := length - num_new - sliding_window + 1) > 0:
             k, v = k[:, :, unseen:], v[:, :, unseen:]
-        if softcap is None and s_aux is None:
-            outputs.append(_fused(q, k, v, scaling=scaling, window=sliding_window))
+        if softcap is not None or s_aux is not None:
+            out = _plain(q, k, v, key.masks, scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux)
+        elif num_new == 1:
+            out = _decode(q, [k], [v], scaling=scaling, window=None)
         else:
-            outputs.append(_plain(q, k, v, scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux))
+            out = _fused(q, k, v, key.masks, scaling=scaling, window=sliding_window)
+        outputs.append(out)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: int | None) -> Tensor:
+def _decode(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *, scaling: float | None, window: int | None
+) -> Tensor:
+    """Attention of one token per sequence by torch's kernel: (1, sequences, heads, value dim).
+
+    Heads that share keys become queries of one head, so that keys are neither repeated nor masked.
+    """
+    num_heads, num_sequences, dim = query.shape[1:]
+    num_kv_heads = keys[0].shape[1]
+    grouped = query.transpose(1, 2).reshape(num_sequences, num_kv_heads, num_heads // num_kv_heads, dim)
+    if window is not None:
+        keys, values = [k[:, :, -window:] for k in keys], [v[:, :, -window:] for v in values]
+    outputs = [
+        scaled_dot_product_attention(q, k, v, scale=scaling)
+        for q, k, v in zip(grouped.split(1), keys, values, strict=True)
+    ]
+    out = outputs[0] if num_sequences == 1 else torch.cat(outputs)
+    return out.reshape(1, num_sequences, num_heads, -1)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, masks: Masks, *, scaling: float | None, window: int | None) -> Tensor:
     """Attention of one sequence by torch's kernel: (1, num_new, heads, value dim)."""
     num_heads, num_new = q.shape[1:3]
     num_kv_heads, length = k.shape[1:3]
-    if num_new == 1:  # heads that share keys become queries of one head, so keys are neither repeated nor masked
-        grouped = q.reshape(1, num_kv_heads, num_heads // num_kv_heads, -1)
-        return scaled_dot_product_attention(grouped, k, v, scale=scaling).reshape(1, 1, num_heads, -1)
+    num_groups = num_heads // num_kv_heads
     causal = num_new == length and (window is None or window >= length)
-    mask = None if causal else _visible(num_new, length, window=window, device=q.device)
-    shared = num_heads != num_kv_heads
-    out = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=shared)
+    if q.device.type == "cpu" and not causal:  # as in `_decode`; the more queries of a head, the better this kernel is
+        grouped = q.reshape(1, num_kv_heads, num_groups * num_new, -1)
+        mask = masks.added(num_groups, num_new, length, window=window, like=q)
+        out = scaled_dot_product_attention(grouped, k, v, mask, scale=scaling).reshape(1, num_heads, num_new, -1)
+    else:
+        seen = None if causal else masks.visible(num_new, length, window=window, device=q.device)
+        shared = num_groups != 1
+        out = scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=scaling, enable_gqa=shared)
     return out.transpose(1, 2).contiguous()
 
 
@@ -85,6 +141,7 @@ def _plain(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    masks: Masks,
     *,
     scaling: float | None,
     window: int | None,
@@ -99,21 +156,13 @@ def _plain(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if num_new > 1:
-        hidden = ~_visible(num_new, length, window=window, device=q.device)
+        hidden = ~masks.visible(num_new, length, window=window, device=q.device)
         scores = scores.masked_fill(hidden, float("-inf"))
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores.dtype).view(-1, 1, 1).expand(-1, num_new, 1)], dim=-1)
     weights = scores.softmax(dim=-1, dtype=torch.float32)[..., :length].to(v.dtype)
     out = weights.view(num_kv_heads, -1, length) @ v[0]
     return out.view(1, num_heads, num_new, -1).transpose(1, 2).contiguous()
-
-
-def _visible(num_new: int, length: int, *, window: int | None, device: torch.device) -> Tensor:
-    """Which of `length` keys each of the last `num_new` positions sees: bool (num_new, length)."""
-    keys = torch.arange(length, device=device)
-    queries = keys[length - num_new :, None]
-    visible = keys <= queries
-    return visible if window is None else visible & (keys > queries - window)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from chainserve.errors import CacheFullError, StepError
-from chainserve.models.attention import Ragged, split_packed
+from chainserve.models.attention import Masks, Ragged, split_packed
 from chainserve.protocol.messages import Step
 from chainserve.types import SessionId, Span
 
@@ -78,7 +78,12 @@ class KVCache:
         """In tokens times blocks; none where less room is left than sessions have reserved."""
         return max(0, self.budget_tokens * len(self.span) - self._reserved) if self.span else 0
 
-    def reserve(self, session: SessionId, span: Span, *, num_lanes: int, max_tokens: int) -> None:
+    def keep(self, session: SessionId, pages: Sequence[bytes]) -> None:
+        """SHIM"""
+
+    def reserve(
+        self, session: SessionId, span: Span, *, num_lanes: int, max_tokens: int, prefix: Sequence[bytes] = ()
+    ) -> None:
         """Keep room for `num_lanes` sequences of up to `max_tokens` tokens through the blocks of `span`.
 
         CacheFullError if there is not enough; StepError if the session has a reservation, or asks for blocks that
@@ -195,6 +200,7 @@ class PackedCache:
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = parts
         self._num_new = [part.end - part.start for part in parts]
+        self._masks = Masks()
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_args: object, **_kwargs: object
@@ -209,7 +215,7 @@ class PackedCache:
             slot[1].narrow(2, part.start, v.shape[2]).copy_(v)
             all_keys.append(slot[0].narrow(2, 0, part.end))
             all_values.append(slot[1].narrow(2, 0, part.end))
-        return Ragged(all_keys, self._num_new), Ragged(all_values, self._num_new)
+        return Ragged(all_keys, self._num_new, self._masks), Ragged(all_values, self._num_new, self._masks)
 
     def get_seq_length(self, _layer_idx: int = 0) -> int:
         """Asked by families that would number positions themselves; we always give them the positions."""

@@ -66,19 +66,27 @@ class Reordering:
     receiver: PeerId | None  # None: from the tail it goes nowhere
 
 
-Item = Work | Reordering
+@dataclass(frozen=True, slots=True, eq=False)
+class Keeping:
+    """Pages of a session's first lane that are certain, to be kept for others behind the steps before."""
+
+    session: SessionId
+    pages: tuple[bytes, ...]  # hashes of all pages from the first on
+
+
+Item = Work | Reordering | Keeping
 Outgoing = Activations | Sampled | Reorder
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one iteration runs: first the reorderings, then the steps in one packed forward."""
+    """What one iteration runs: first the reorderings and what is kept, then the steps in one packed forward."""
 
-    reorders: list[Reordering]
+    firsts: list[Reordering | Keeping]
     works: list[Work]
 
     def __bool__(self) -> bool:
-        return bool(self.reorders or self.works)
+        return bool(self.firsts or self.works)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +148,7 @@ class Engine:
 
     def add(self, item: Item) -> None:
         """Queue a step or a reordering behind what the session has queued already."""
-        session = item.message.session if isinstance(item, Reordering) else item.step.session
-        self._queues.setdefault(session, deque()).append(item)
+        self._queues.setdefault(session_of(item), deque()).append(item)
         self._wake.set()
 
     def release(self, session: SessionId) -> None:
@@ -213,10 +220,10 @@ class Engine:
 
     def _take_batch(self) -> "Batch":
         """Remove from the queues what the next iteration runs."""
-        reorders: list[Reordering] = []
+        firsts: list[Reordering | Keeping] = []
         for queue in self._queues.values():
-            while queue and isinstance(queue[0], Reordering):
-                reorders.append(queue[0])
+            while queue and not isinstance(queue[0], Work):
+                firsts.append(queue[0])
                 queue.popleft()
         num_decoding = self.num_decoding
         for queue in self._queues.values():
@@ -227,7 +234,18 @@ class Engine:
             if work.step.start and work.step.num_outputs == work.step.num_tokens:
                 self._decoded_at[work.step.session] = time.monotonic()
         self._queues = {session: queue for session, queue in self._queues.items() if queue}
-        return Batch(reorders, works)
+        return Batch(firsts, works)
+
+
+def session_of(item: Item) -> SessionId:
+    """Whose it is."""
+    match item:
+        case Work(step):
+            return step.session
+        case Reordering(message):
+            return message.session
+        case Keeping(session):
+            return session
 
 
 def cut_prompt(queue: deque[Item], chunk_tokens: Callable[[Work], int]) -> None:
@@ -239,10 +257,10 @@ def cut_prompt(queue: deque[Item], chunk_tokens: Callable[[Work], int]) -> None:
 
 
 def leading_work(queue: Iterable[Item]) -> list[Work]:
-    """The session's steps that can run now: up to a reordering, or a second step of the same lane."""
+    """The session's steps that can run now: up to what is no step, or a second step of the same lane."""
     ready: dict[int, Work] = {}
     for item in queue:
-        if isinstance(item, Reordering) or item.step.lane in ready:
+        if not isinstance(item, Work) or item.step.lane in ready:
             break
         ready[item.step.lane] = item
     return list(ready.values())
@@ -273,14 +291,17 @@ def choose_batch(queues: Mapping[SessionId, Iterable[Item]], *, max_tokens: int)
 def run_batch(runner: Runner, batch: Batch) -> Outcome:
     """Run `batch` in one forward per span; one message per receiver. Called in the compute thread."""
     outcome = Outcome([], [])
-    for reorder in batch.reorders:
+    for first in batch.firsts:
+        if isinstance(first, Keeping):
+            runner.cache.keep(first.session, first.pages)
+            continue
         try:
-            runner.cache.reorder(reorder.message.session, reorder.message.sources)
+            runner.cache.reorder(first.message.session, first.message.sources)
         except StepError as error:
             outcome.failures.append((SessionId(error.session), FailureCode.BAD_MESSAGE, str(error)))
         else:
-            if reorder.receiver is not None:
-                outcome.messages.append((reorder.receiver, reorder.message))
+            if first.receiver is not None:
+                outcome.messages.append((first.receiver, first.message))
     for span, same_span in groupby(batch.works, key=lambda work: work.span):
         works = list(same_span)
         while works:

@@ -38,7 +38,8 @@ from chainserve.protocol.places import Answer, HeadChain, Places
 from chainserve.protocol.sampling import Sampling
 from chainserve.protocol.session import rows_of
 from chainserve.types import PeerId, SessionId, Span
-from chainserve_server.engine import Engine, Outgoing, Reordering, Work
+from chainserve_server.engine import Engine, Keeping, Outgoing, Reordering, Work
+from chainserve_server.kept_pages import CertainPages
 from chainserve_server.token_mode import ExtraSeconds, HeadTokens
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,11 @@ class ServerSession:
     tokens: HeadTokens | None = None  # at the head, in token mode
     sampler: TokenSampler | None = None  # at the tail, in token mode
     far: PeerId | None = None  # in token mode the head's tail and the tail's head
-    is_token_mode: bool = False
+    pages: CertainPages | None = None  # in token mode: what others may be spared to compute
+
+    @property
+    def is_token_mode(self) -> bool:
+        return self.pages is not None
 
     @property
     def neighbours(self) -> set[PeerId]:
@@ -277,6 +282,8 @@ class Sessions:
         )
         if message.sampling is not None:
             self._begin_token_mode(session, message, message.sampling)
+            num_cached = self._engine.cache.length(message.session, 0)
+            message = replace(message, num_cached=num_cached if is_head else min(num_cached, message.num_cached))
         self.counts["opened"] += 1
         self._on_change()
         if is_head:
@@ -294,7 +301,7 @@ class Sessions:
 
     def _begin_token_mode(self, session: ServerSession, message: Open, sampling: Sampling) -> None:
         """What the ends of a chain need to embed, to sample and to go on."""
-        session.is_token_mode = True
+        session.pages = CertainPages(message.model, message.prefix)
         if session.is_tail:
             session.sampler = TokenSampler(message.session, sampling, max_tokens=message.max_tokens)
             session.far = message.hops[0].peer
@@ -352,10 +359,13 @@ class Sessions:
     def _feed(self, session: ServerSession, step: Step | None) -> None:
         """Run a step of tokens, if there is one, from the head on."""
         if step is not None:
-            self._engine.add(self._work(session, step, None))
+            self._run(session, step, None)
 
-    def _work(self, session: ServerSession, step: Step, hidden: WireTensor | None) -> Work:
-        return Work(
+    def _run(self, session: ServerSession, step: Step, hidden: WireTensor | None) -> None:
+        """Queue a step, behind keeping the pages that are certain with it."""
+        if session.pages is not None and (pages := session.pages.take(step)):
+            self._engine.add(Keeping(step.session, pages))
+        work = Work(
             step,
             session.span,
             hidden,
@@ -365,6 +375,7 @@ class Sessions:
             head=session.far or self._me,
             num_hops=session.num_hops,
         )
+        self._engine.add(work)
 
     def _reserve(self, peer: PeerId, message: Open) -> tuple[FailureCode, str] | None:
         """Take up the session's place if its chain begins here, and reserve its cache; returns why not."""
@@ -377,7 +388,9 @@ class Sessions:
                 return FailureCode.NO_PLACE, reason
         span = message.hops[message.position].span
         try:
-            self._engine.cache.reserve(message.session, span, num_lanes=num_lanes, max_tokens=max_tokens)
+            self._engine.cache.reserve(
+                message.session, span, num_lanes=num_lanes, max_tokens=max_tokens, prefix=message.prefix
+            )
         except CacheFullError as error:
             return FailureCode.CACHE_FULL, str(error)
         except StepError as error:
@@ -431,7 +444,7 @@ class Sessions:
                 self.fail(step.session, FailureCode.BAD_MESSAGE, "a step of the other mode than the session's")
             else:
                 self._count_tokens(session, step)
-                self._engine.add(self._work(session, step, hidden))
+                self._run(session, step, hidden)
 
     def _count_tokens(self, session: ServerSession, step: Step) -> None:
         """What a session's first lane takes in and gives out, at its head: all before the first output is prompt."""

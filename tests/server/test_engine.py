@@ -68,7 +68,7 @@ class AddsOne:
 
 
 def run(runner: AddsOne, works: list[Work], reorders: list[Reordering] | None = None) -> Any:
-    return run_batch(cast(Any, runner), Batch(reorders or [], works))
+    return run_batch(cast(Any, runner), Batch(list(reorders or []), works))
 
 
 def values(message: Activations) -> list[float]:
