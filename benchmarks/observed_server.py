@@ -12,7 +12,8 @@ from chainserve.runtime.cores import free_idle_cores
 free_idle_cores()
 
 from chainserve_server import cli, server
-from chainserve_server.engine import Engine, Forward, Observe
+from chainserve_server.engine import Engine, Observe
+from chainserve_server.work import Forward
 
 
 def main() -> int:

@@ -35,8 +35,8 @@ from chainserve.models.resolve import resolve
 from chainserve.planning.profile import BlockProfile
 from chainserve.types import Span
 from chainserve_client import AsyncClient
-from chainserve_server.engine import Forward
 from chainserve_server.local import LocalSwarm
+from chainserve_server.work import Forward
 
 MODEL = "smollm2-135m"
 SPLITS = {"1 server": ["0:30"], "2 servers": ["0:15", "15:30"], "3 servers": ["0:10", "10:20", "20:30"]}

@@ -8,17 +8,30 @@
 Bytes from a peer are hostile until `decode` has passed them. It raises nothing but FrameError.
 """
 
-import dataclasses
-import math
 import reprlib
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import astuple
 
 import msgpack
 
-from chainserve.errors import FrameError, RequestError, SpanError
+from chainserve.errors import FrameError
+from chainserve.protocol.fields import (
+    Limits,
+    array_of,
+    choice_of,
+    hashes_of,
+    hops_of,
+    ids_of,
+    integer,
+    name_of,
+    sampling_of,
+    session_of,
+    sized,
+    step_of,
+    take,
+    topic_of,
+)
 from chainserve.protocol.messages import (
     DTYPES,
     Activations,
@@ -32,7 +45,6 @@ from chainserve.protocol.messages import (
     Failed,
     FailureCode,
     Leaving,
-    Logprobs,
     Message,
     Open,
     Opened,
@@ -42,13 +54,10 @@ from chainserve.protocol.messages import (
     Reorder,
     Sampled,
     Stalled,
-    Step,
-    Topic,
     WireTensor,
 )
-from chainserve.protocol.pages import HASH_BYTES
-from chainserve.protocol.sampling import MAX_BIASED, MAX_END_TOKENS, MAX_LOGPROBS, Sampling
-from chainserve.types import Chain, Hop, PeerId, SessionId, Span
+from chainserve.protocol.sampling import MAX_BIASED
+from chainserve.types import Hop, PeerId
 
 VERSION = 3
 DETAIL_CHARS = 1000
@@ -59,8 +68,6 @@ _PREFIX = struct.Struct("<2sBBI")
 _ALIGNMENT = 16
 _ZEROS = bytes(_ALIGNMENT)
 _FAILURE_CODES = {str(code): code for code in FailureCode}
-_SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
-_TOPICS = {str(topic): topic for topic in Topic}
 
 _OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED, _ASK, _ANSWER = range(1, 9)
 _ADMIT, _ADMITTED, _QUEUED, _LEAVING, _STALLED, _PROMPT, _SAMPLED = (*range(9, 14), 18, 19)
@@ -68,30 +75,6 @@ _BEAT, _PROBE = 16, 17  # the links' own
 
 Frame = Message | Beat | Probe
 """What a frame may hold."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The largest values a frame may hold."""
-
-    max_frame_bytes: int = 64 * 2**20
-    max_header_bytes: int = 256 * 2**10
-    max_steps: int = 4096
-    max_tokens: int = 65_536  # of all steps in one frame
-    max_hidden: int = 65_536
-    max_position: int = 2**24  # of a token in its session
-    max_sequence: int = 2**40  # of a step in its session
-    max_wait_ms: int = 2**40
-    max_epoch: int = 2**53
-    max_blocks: int = 4096
-    max_hops: int = 256
-    max_pages: int = 8192  # of a prompt whose prefix may be cached
-    max_vocab: int = 2**24
-    max_choices: int = 128  # tokens that a step gives
-    max_lanes: int = 256
-    max_name_chars: int = 256  # peer ids, digests
-    max_answer_bytes: int = 16 * 2**20
-    max_probe_bytes: int = 2**20
 
 
 def encode(message: Frame) -> bytes:
@@ -217,82 +200,82 @@ def _sessions_named_in(fields: tuple[object, ...]) -> tuple[bytes, ...]:
 
 
 def _parse_admit(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Admit:
-    session, hops, epoch, num_tokens = _take(4, fields, payload)
+    session, hops, epoch, num_tokens = take(4, fields, payload)
     return Admit(
-        session=_session(session),
-        hops=_chain(hops, limits),
-        epoch=_integer(epoch, "epoch", low=0, high=limits.max_epoch),
-        num_tokens=_integer(num_tokens, "num_tokens", low=1, high=limits.max_position * limits.max_lanes),
+        session=session_of(session),
+        hops=hops_of(hops, limits),
+        epoch=integer(epoch, "epoch", low=0, high=limits.max_epoch),
+        num_tokens=integer(num_tokens, "num_tokens", low=1, high=limits.max_position * limits.max_lanes),
     )
 
 
 def _parse_admitted(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Admitted:
-    session, lease_ms = _take(2, fields, payload)
-    return Admitted(_session(session), _integer(lease_ms, "lease", low=0, high=limits.max_wait_ms))
+    session, lease_ms = take(2, fields, payload)
+    return Admitted(session_of(session), integer(lease_ms, "lease", low=0, high=limits.max_wait_ms))
 
 
 def _parse_queued(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Queued:
-    session, position, wait_ms = _take(3, fields, payload)
+    session, position, wait_ms = take(3, fields, payload)
     return Queued(
-        _session(session),
-        _integer(position, "position", low=0, high=limits.max_position),
-        _integer(wait_ms, "wait", low=0, high=limits.max_wait_ms),
+        session_of(session),
+        integer(position, "position", low=0, high=limits.max_position),
+        integer(wait_ms, "wait", low=0, high=limits.max_wait_ms),
     )
 
 
 def _parse_stalled(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Stalled:
-    session, sequence = _take(2, fields, payload)
-    return Stalled(_session(session), _integer(sequence, "sequence", low=0, high=limits.max_sequence))
+    session, sequence = take(2, fields, payload)
+    return Stalled(session_of(session), integer(sequence, "sequence", low=0, high=limits.max_sequence))
 
 
 def _parse_leaving(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Leaving:
-    session, peer = _take(2, fields, payload)
-    return Leaving(_session(session), PeerId(_name(peer, "peer", limits)))
+    session, peer = take(2, fields, payload)
+    return Leaving(session_of(session), PeerId(name_of(peer, "peer", limits)))
 
 
 def _parse_open(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Open:
-    session, model, hops, position, client, num_lanes, max_tokens, sampling, prefix, num_cached = _take(
+    session, model, hops, position, client, num_lanes, max_tokens, sampling, prefix, num_cached = take(
         10, fields, payload
     )
-    chain = _chain(hops, limits)
+    chain = hops_of(hops, limits)
     return Open(
-        session=_session(session),
-        model=_name(model, "model", limits),
+        session=session_of(session),
+        model=name_of(model, "model", limits),
         hops=chain,
-        position=_integer(position, "position", low=0, high=len(chain) - 1),
-        client=PeerId(_name(client, "client", limits)),
-        num_lanes=_integer(num_lanes, "num_lanes", low=1, high=limits.max_lanes),
-        max_tokens=_integer(max_tokens, "max_tokens", low=1, high=limits.max_position),
-        sampling=None if sampling is None else _sampling(sampling, limits),
-        prefix=_hashes(prefix, limits),
-        num_cached=_integer(num_cached, "num_cached", low=0, high=limits.max_position),
+        position=integer(position, "position", low=0, high=len(chain) - 1),
+        client=PeerId(name_of(client, "client", limits)),
+        num_lanes=integer(num_lanes, "num_lanes", low=1, high=limits.max_lanes),
+        max_tokens=integer(max_tokens, "max_tokens", low=1, high=limits.max_position),
+        sampling=None if sampling is None else sampling_of(sampling, limits),
+        prefix=hashes_of(prefix, limits),
+        num_cached=integer(num_cached, "num_cached", low=0, high=limits.max_position),
     )
 
 
 def _parse_opened(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Opened:
-    session, num_cached = _take(2, fields, payload)
-    return Opened(_session(session), _integer(num_cached, "num_cached", low=0, high=limits.max_position))
+    session, num_cached = take(2, fields, payload)
+    return Opened(session_of(session), integer(num_cached, "num_cached", low=0, high=limits.max_position))
 
 
 def _parse_prompt(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Prompt:
-    session, num_tokens = _take(2, fields)
-    count = _integer(num_tokens, "num_tokens", low=1, high=limits.max_position)
+    session, num_tokens = take(2, fields)
+    count = integer(num_tokens, "num_tokens", low=1, high=limits.max_position)
     if len(payload) != 4 * count:
         raise FrameError(f"{count} token ids in {len(payload)} bytes", reason="tensor")
-    return Prompt(_session(session), _ids(bytes(payload), limits))
+    return Prompt(session_of(session), ids_of(bytes(payload), limits))
 
 
 def _parse_sampled(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Sampled:
-    (choices,) = _take(1, fields, payload)
-    return Sampled(tuple(_choice(choice, limits) for choice in _array(choices, "choices", limits.max_steps)))
+    (choices,) = take(1, fields, payload)
+    return Sampled(tuple(choice_of(choice, limits) for choice in array_of(choices, "choices", limits.max_steps)))
 
 
 def _parse_activations(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Activations:
-    dtype, hidden, steps = _take(3, fields)
+    dtype, hidden, steps = take(3, fields)
     if type(dtype) is not str or dtype not in DTYPES:
         raise FrameError(f"dtype is {reprlib.repr(dtype)}, not one of {', '.join(DTYPES)}", reason="tensor")
-    width = _integer(hidden, "hidden size", low=1, high=limits.max_hidden)
-    parsed = tuple(_step(step, limits) for step in _array(steps, "steps", limits.max_steps))
+    width = integer(hidden, "hidden size", low=1, high=limits.max_hidden)
+    parsed = tuple(step_of(step, limits) for step in array_of(steps, "steps", limits.max_steps))
     num_tokens = sum(step.num_tokens for step in parsed)
     if num_tokens > limits.max_tokens:
         raise FrameError(f"{num_tokens} tokens, at most {limits.max_tokens}", reason="too-large")
@@ -302,48 +285,48 @@ def _parse_activations(fields: tuple[object, ...], payload: memoryview, limits: 
 
 
 def _parse_reorder(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Reorder:
-    session, sources, sequence = _take(3, fields, payload)
-    lanes = _array(sources, "sources", limits.max_lanes)
+    session, sources, sequence = take(3, fields, payload)
+    lanes = array_of(sources, "sources", limits.max_lanes)
     return Reorder(
-        _session(session),
-        tuple(_integer(lane, "source", low=0, high=limits.max_lanes - 1) for lane in lanes),
-        _integer(sequence, "sequence", low=0, high=limits.max_sequence),
+        session_of(session),
+        tuple(integer(lane, "source", low=0, high=limits.max_lanes - 1) for lane in lanes),
+        integer(sequence, "sequence", low=0, high=limits.max_sequence),
     )
 
 
 def _parse_close(fields: tuple[object, ...], payload: memoryview, _: Limits) -> Close:
-    (session,) = _take(1, fields, payload)
-    return Close(_session(session))
+    (session,) = take(1, fields, payload)
+    return Close(session_of(session))
 
 
 def _parse_failed(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Failed:
-    session, peer, code, detail = _take(4, fields, payload)
+    session, peer, code, detail = take(4, fields, payload)
     if type(code) is not str or code not in _FAILURE_CODES:
         raise FrameError(f"unknown failure code {reprlib.repr(code)}", reason="field")
     if type(detail) is not str or len(detail) > DETAIL_CHARS:
         raise FrameError(f"detail is {reprlib.repr(detail)}, want a short text", reason="field")
-    return Failed(_session(session), PeerId(_name(peer, "peer", limits)), _FAILURE_CODES[code], detail)
+    return Failed(session_of(session), PeerId(name_of(peer, "peer", limits)), _FAILURE_CODES[code], detail)
 
 
 def _parse_beat(fields: tuple[object, ...], payload: memoryview, _: Limits) -> Beat:
-    sent, echo, held = (_integer(us, "time", low=0, high=2**63 - 1) for us in _take(3, fields, payload))
+    sent, echo, held = (integer(us, "time", low=0, high=2**63 - 1) for us in take(3, fields, payload))
     return Beat(sent, echo, held)
 
 
 def _parse_ask(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Ask:
-    topic, name = _take(2, fields, payload)
-    return Ask(_topic(topic), _name(name, "name", limits))
+    topic, name = take(2, fields, payload)
+    return Ask(topic_of(topic), name_of(name, "name", limits))
 
 
 def _parse_answer(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Answer:
-    topic, name, num_bytes = _take(3, fields)
-    _sized(payload, num_bytes, most=limits.max_answer_bytes)
-    return Answer(_topic(topic), _name(name, "name", limits), payload)
+    topic, name, num_bytes = take(3, fields)
+    sized(payload, num_bytes, most=limits.max_answer_bytes)
+    return Answer(topic_of(topic), name_of(name, "name", limits), payload)
 
 
 def _parse_probe(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Probe:
-    (num_bytes,) = _take(1, fields)
-    return Probe(_sized(payload, num_bytes, most=limits.max_probe_bytes))  # what is in it does not matter
+    (num_bytes,) = take(1, fields)
+    return Probe(sized(payload, num_bytes, most=limits.max_probe_bytes))  # what is in it does not matter
 
 
 _PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Frame]] = {
@@ -365,165 +348,3 @@ _PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Frame]] =
     _BEAT: _parse_beat,
     _PROBE: _parse_probe,
 }
-
-
-def _take(count: int, fields: tuple[object, ...], payload: memoryview | None = None) -> tuple[object, ...]:
-    """The fields, if there are `count` of them and no bytes follow; a message with a payload leaves that out."""
-    if len(fields) != count:
-        raise FrameError(f"{len(fields)} fields, want {count}", reason="header")
-    if payload:
-        raise FrameError(f"{len(payload)} bytes after the message", reason="trailing")
-    return fields
-
-
-def _sized(payload: memoryview, num_bytes: object, *, most: int) -> int:
-    """The payload's size, if it is what the header says and no more than `most`."""
-    if len(payload) > most:
-        raise FrameError(f"{len(payload)} bytes, at most {most}", reason="too-large")
-    size = _integer(num_bytes, "size", low=0, high=most)
-    if size != len(payload):
-        reason = "truncated" if len(payload) < size else "trailing"
-        raise FrameError(f"{size} bytes announced, {len(payload)} in the frame", reason=reason)
-    return size
-
-
-def _array(value: object, what: str, limit: int) -> tuple[object, ...]:
-    if type(value) is not tuple or not 1 <= len(value) <= limit:
-        raise FrameError(f"{what} is {reprlib.repr(value)}, want 1 to {limit} of them", reason="field")
-    return value
-
-
-def _integer(value: object, what: str, *, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:  # a bool is not an integer here
-        raise FrameError(f"{what} is {reprlib.repr(value)}, want {low} to {high}", reason="field")
-    return value
-
-
-def _name(value: object, what: str, limits: Limits) -> str:
-    if type(value) is not str or not 1 <= len(value) <= limits.max_name_chars or not value.isprintable():
-        raise FrameError(f"{what} is {reprlib.repr(value)}, want a short name", reason="field")
-    return value
-
-
-def _session(value: object) -> SessionId:
-    if type(value) is not bytes or len(value) != 16:
-        raise FrameError(f"session is {reprlib.repr(value)}, want 16 bytes", reason="field")
-    return SessionId(value)
-
-
-def _chain(value: object, limits: Limits) -> tuple[Hop, ...]:
-    hops = tuple(_hop(hop, limits) for hop in _array(value, "hops", limits.max_hops))
-    try:
-        Chain(hops)
-    except ValueError:
-        raise FrameError("the hops' blocks do not form a chain", reason="field") from None
-    return hops
-
-
-def _topic(value: object) -> Topic:
-    if type(value) is not str or value not in _TOPICS:
-        raise FrameError(f"unknown topic {reprlib.repr(value)}", reason="field")
-    return _TOPICS[value]
-
-
-def _hop(value: object, limits: Limits) -> Hop:
-    peer, start, end = _take(3, _array(value, "hop", 3))
-    first = _integer(start, "start", low=0, high=limits.max_blocks)
-    last = _integer(end, "end", low=0, high=limits.max_blocks)
-    try:
-        return Hop(PeerId(_name(peer, "peer", limits)), Span(first, last))
-    except SpanError as error:
-        raise FrameError(str(error), reason="field") from None
-
-
-def _number(value: object, what: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
-        raise FrameError(f"{what} is {reprlib.repr(value)}, want a number", reason="field")
-    return value  # type: ignore[return-value]
-
-
-def _hashes(value: object, limits: Limits) -> tuple[bytes, ...]:
-    if type(value) is not bytes or len(value) % HASH_BYTES or len(value) > limits.max_pages * HASH_BYTES:
-        raise FrameError(f"prefix is {reprlib.repr(value)}, want hashes of {HASH_BYTES} bytes", reason="field")
-    return tuple(value[first : first + HASH_BYTES] for first in range(0, len(value), HASH_BYTES))
-
-
-def _ids(value: object, limits: Limits) -> tuple[int, ...]:
-    """Token ids; whether the model knows them is for the session to check."""
-    if type(value) is not bytes or len(value) % 4:
-        raise FrameError(f"token ids are {reprlib.repr(value)}, want 4 bytes each", reason="field")
-    ids = struct.unpack(f"<{len(value) // 4}I", value)
-    if max(ids, default=0) >= limits.max_vocab:
-        raise FrameError(f"token id {max(ids)}, at most {limits.max_vocab - 1} is taken", reason="field")
-    return ids
-
-
-def _sampling(value: object, limits: Limits) -> Sampling:
-    values = _take(len(_SAMPLING), _array(value, "sampling", len(_SAMPLING)))
-    named: dict[str, Any] = dict(zip(_SAMPLING, values, strict=True))
-    for name in ("num_prompt_tokens", "top_k", "seed", "max_drafts"):
-        _integer(named[name], name, low=0, high=2**63 - 1)
-    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-        _number(named[name], name)
-    if named["num_logprobs"] is not None:
-        _integer(named["num_logprobs"], "num_logprobs", low=0, high=MAX_LOGPROBS)
-    named["logit_bias"] = tuple(
-        (_token(token, limits), _number(bias, "bias"))
-        for token, bias in (_pair(each, "bias") for each in _list(named["logit_bias"], "logit_bias", MAX_BIASED))
-    )
-    ends = _list(named["end_tokens"], "end_tokens", MAX_END_TOKENS)
-    named["end_tokens"] = tuple(_token(token, limits) for token in ends)
-    try:
-        return Sampling(**named)
-    except RequestError as error:
-        raise FrameError(str(error), reason="field") from None
-
-
-def _choice(value: object, limits: Limits) -> Choice:
-    session, start, ids, is_last, logprobs = _take(5, _array(value, "choice", 5))
-    if type(is_last) is not bool:
-        raise FrameError(f"is_last is {reprlib.repr(is_last)}, want a truth value", reason="field")
-    tokens = tuple(_token(token, limits) for token in _array(ids, "ids", limits.max_choices))
-    known = _list(logprobs, "logprobs", limits.max_choices)
-    if known and len(known) != len(tokens):
-        raise FrameError(f"{len(known)} log-probabilities of {len(tokens)} tokens", reason="field")
-    position = _integer(start, "start", low=0, high=limits.max_position)
-    return Choice(_session(session), position, tokens, is_last, tuple(_logprobs(each, limits) for each in known))
-
-
-def _logprobs(value: object, limits: Limits) -> Logprobs:
-    chosen, likeliest = _pair(value, "logprobs")
-    pairs = [_pair(each, "logprob") for each in _list(likeliest, "logprobs", MAX_LOGPROBS)]
-    listed = tuple((_token(token, limits), _number(logprob, "logprob")) for token, logprob in pairs)
-    return Logprobs(_number(chosen, "logprob"), listed)
-
-
-def _token(value: object, limits: Limits) -> int:
-    return _integer(value, "token id", low=0, high=limits.max_vocab - 1)
-
-
-def _pair(value: object, what: str) -> tuple[object, object]:
-    first, second = _take(2, _array(value, what, 2))
-    return first, second
-
-
-def _list(value: object, what: str, limit: int) -> tuple[object, ...]:
-    """As `_array`, but it may be empty."""
-    return () if value == () else _array(value, what, limit)
-
-
-def _step(value: object, limits: Limits) -> Step:
-    session, lane, start, num_tokens, num_outputs, sequence, packed = _take(7, _array(value, "step", 7))
-    count = _integer(num_tokens, "num_tokens", low=1, high=limits.max_tokens)
-    ids = _ids(packed, limits)
-    if ids and len(ids) != count:
-        raise FrameError(f"{len(ids)} token ids of {count} tokens", reason="field")
-    return Step(
-        session=_session(session),
-        lane=_integer(lane, "lane", low=0, high=limits.max_lanes - 1),
-        start=_integer(start, "start", low=0, high=limits.max_position - count),
-        num_tokens=count,
-        num_outputs=_integer(num_outputs, "num_outputs", low=0, high=count),
-        sequence=_integer(sequence, "sequence", low=0, high=limits.max_sequence),
-        ids=ids,
-    )

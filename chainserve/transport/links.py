@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chainserve.errors import FrameError, LinkLostError
-from chainserve.protocol.codec import Limits, decode, encode
+from chainserve.protocol.codec import decode, encode
+from chainserve.protocol.fields import Limits
 from chainserve.protocol.messages import Activations, Beat, Message, Probe
 from chainserve.transport.beats import LOAD_BYTES, Beats, Load
 from chainserve.transport.interface import Link, Transport

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from chainserve.planning.profile import StepTimes
 from chainserve.swarm.offers import LEAST_STEP_S, Demand, StepCheck
-from chainserve_server.engine import Forward
+from chainserve_server.work import Forward
 
 WINDOW_S = 600.0
 LEAST_WINDOW_S = 60.0

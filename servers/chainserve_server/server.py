@@ -34,12 +34,13 @@ from chainserve.types import PeerId, Span
 from chainserve_server.admission import head_chains
 from chainserve_server.blocks import Blocks
 from chainserve_server.config import ServerConfig
-from chainserve_server.engine import Engine, Work
+from chainserve_server.engine import Engine
 from chainserve_server.handouts import Handouts
 from chainserve_server.observation import DemandWindow, StepChecks
 from chainserve_server.prepare import Prepared
 from chainserve_server.sampling import LinkSampler
 from chainserve_server.sessions import Sessions
+from chainserve_server.work import Work
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from chainserve.errors import CacheFullError, FrameError, StepError
 from chainserve.models.sampling import TokenSampler
@@ -19,7 +19,6 @@ from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve.protocol.messages import (
     Activations,
     Admit,
-    Choice,
     Close,
     Failed,
     FailureCode,
@@ -31,56 +30,20 @@ from chainserve.protocol.messages import (
     Reorder,
     Sampled,
     Stalled,
-    Step,
-    WireTensor,
 )
 from chainserve.protocol.places import Answer, HeadChain, Places
 from chainserve.protocol.sampling import Sampling
-from chainserve.protocol.session import rows_of
 from chainserve.types import PeerId, SessionId, Span
-from chainserve_server.engine import Engine, Keeping, Outgoing, Reordering, Work
+from chainserve_server.engine import Engine
 from chainserve_server.kept_pages import CertainPages
+from chainserve_server.steps import Post, ServerSession, Steps
 from chainserve_server.token_mode import ExtraSeconds, HeadTokens
+from chainserve_server.work import Outgoing
 
 logger = logging.getLogger(__name__)
 
-Post = Callable[[PeerId, Message], None]
-
 IDLE_S = 300.0
 """A session without a step for so long is taken for abandoned."""
-
-
-@dataclass(slots=True, eq=False)
-class ServerSession:
-    """One session as this server sees it."""
-
-    previous: PeerId  # who sends to us: the client or the server before
-    next: PeerId  # whom we send to: the server after, or the client
-    client: PeerId
-    span: Span
-    is_tail: bool
-    is_head: bool
-    num_lanes: int
-    max_tokens: int
-    active_s: float  # when its last message came
-    next_sequence: int = 0  # of its next step or reordering
-    num_done: int = 0  # steps whose outputs have gone on
-    num_in: int = 0  # tokens of the first lane before its first output; counted at the head
-    num_out: int = 0
-    num_hops: int = 1
-    tokens: HeadTokens | None = None  # at the head, in token mode
-    sampler: TokenSampler | None = None  # at the tail, in token mode
-    far: PeerId | None = None  # in token mode the head's tail and the tail's head
-    pages: CertainPages | None = None  # in token mode: what others may be spared to compute
-
-    @property
-    def is_token_mode(self) -> bool:
-        return self.pages is not None
-
-    @property
-    def neighbours(self) -> set[PeerId]:
-        """Whose loss ends the session."""
-        return {self.previous, self.next} | ({self.far} if self.far else set())
 
 
 class Sessions:
@@ -106,11 +69,8 @@ class Sessions:
     ) -> None:
         self._me = me
         self._model = model
-        self._hidden_size = hidden_size
         self._engine = engine
         self._post = post
-        self._max_step_tokens = max_step_tokens
-        self._vocab_size = vocab_size
         self._extra_s = extra_s
         self._on_change = on_change
         self._on_request = on_request
@@ -124,6 +84,19 @@ class Sessions:
         self._open: dict[SessionId, ServerSession] = {}
         self.closed_because: str | None = "is loading its blocks"  # None: open for sessions
         self.counts: Counter[str] = Counter()
+        self._steps = Steps(
+            me,
+            self._open,
+            hidden_size=hidden_size,
+            vocab_size=vocab_size,
+            max_step_tokens=max_step_tokens,
+            engine=engine,
+            post=post,
+            fail=self.fail,
+            stray=self._stray,
+            counts=self.counts,
+            clock=clock,
+        )
 
     def __len__(self) -> int:
         return len(self._open)
@@ -131,26 +104,16 @@ class Sessions:
     def handle(self, peer: PeerId, message: Message) -> None:
         """Take a message from `peer`."""
         match message:
-            case Activations():
-                self._handle_activations(peer, message)
+            case Activations() | Opened() | Prompt() | Reorder() | Sampled() | Stalled():
+                self._steps.handle(peer, message)
             case Admit():
                 self._handle_admit(peer, message)
-            case Sampled():
-                self._handle_sampled(peer, message)
             case Open():
                 self._handle_open(peer, message)
-            case Opened():
-                self._handle_opened(peer, message)
-            case Prompt():
-                self._handle_prompt(peer, message)
             case Failed():
                 self._handle_failed(peer, message)
-            case Reorder():
-                self._handle_reorder(peer, message)
             case Close():
                 self._handle_close(peer, message)
-            case Stalled():
-                self._handle_stalled(peer, message)
             case Leaving():
                 self._handle_leaving(peer, message)
             case _:
@@ -158,27 +121,7 @@ class Sessions:
 
     def emit(self, receiver: PeerId, message: Outgoing) -> None:
         """Pass on what the engine has done."""
-        match message:
-            case Activations():
-                message = replace(message, steps=tuple(map(self._done, message.steps)))
-            case Sampled():
-                for choice in message.choices:
-                    if session := self._open.get(choice.session):
-                        session.num_done = session.next_sequence
-                if receiver == self._me:
-                    self._handle_sampled(self._me, message)
-                    return
-        self._post(receiver, message)
-
-    def _done(self, step: Step) -> Step:
-        """Take note that a step's outputs go on; in token mode its head numbers it, as that has cut the prompt."""
-        session = self._open.get(step.session)
-        if session is None:
-            return step
-        if session.tokens is not None:
-            step = session.tokens.number(step)
-        session.num_done = step.sequence + 1
-        return step
+        self._steps.emit(receiver, message)
 
     def fail(self, session_id: SessionId, code: FailureCode, detail: str, *, peer: PeerId | None = None) -> None:
         """End a session and tell both neighbours; `peer` is who is at fault, if not we."""
@@ -316,67 +259,6 @@ class Sessions:
         if session.far == self._me:
             session.far = None
 
-    def _handle_opened(self, peer: PeerId, message: Opened) -> None:
-        session = self._open.get(message.session)
-        if session is None or session.tokens is None or session.far != peer:
-            self._stray(peer, message)
-        elif session.tokens.num_cached is None:
-            session.tokens.num_cached = message.num_cached
-            self._feed(session, session.tokens.first_step())
-
-    def _handle_prompt(self, peer: PeerId, message: Prompt) -> None:
-        session = self._open.get(message.session)
-        if session is None or session.previous != peer or session.tokens is None:
-            self._stray(peer, message)
-        elif session.tokens.is_prompted:
-            self.counts["repeated"] += 1
-        elif len(message.ids) > session.max_tokens or max(message.ids) >= self._vocab_size:
-            fact = f"a prompt of {len(message.ids)} tokens up to {max(message.ids)}"
-            room = f"there is room for {session.max_tokens} of a vocabulary of {self._vocab_size}"
-            self.fail(message.session, FailureCode.BAD_MESSAGE, f"{fact}: {room}")
-        else:
-            session.active_s = self._clock()
-            session.num_in = len(message.ids)
-            session.tokens.prompt(message.ids)
-            self._feed(session, session.tokens.first_step())
-
-    def _handle_sampled(self, peer: PeerId, message: Sampled) -> None:
-        for choice in message.choices:
-            session = self._open.get(choice.session)
-            if session is None or session.tokens is None or peer != (session.far or self._me):
-                self._stray(peer, message)  # still under way when the session ended
-            elif not session.tokens.expects(choice) or max(choice.ids) >= self._vocab_size:
-                self.fail(choice.session, FailureCode.BAD_MESSAGE, f"tokens at {choice.start} that were not due")
-            else:
-                self._go_on(session, session.tokens, choice)
-
-    def _go_on(self, session: ServerSession, tokens: HeadTokens, choice: Choice) -> None:
-        """Feed the chain with what its tail has chosen."""
-        session.active_s = self._clock()
-        session.num_out += len(choice.ids)
-        self._feed(session, tokens.next_step(choice))
-
-    def _feed(self, session: ServerSession, step: Step | None) -> None:
-        """Run a step of tokens, if there is one, from the head on."""
-        if step is not None:
-            self._run(session, step, None)
-
-    def _run(self, session: ServerSession, step: Step, hidden: WireTensor | None) -> None:
-        """Queue a step, behind keeping the pages that are certain with it."""
-        if session.pages is not None and (pages := session.pages.take(step)):
-            self._engine.add(Keeping(step.session, pages))
-        work = Work(
-            step,
-            session.span,
-            hidden,
-            session.next,
-            session.is_tail,
-            sampler=session.sampler,
-            head=session.far or self._me,
-            num_hops=session.num_hops,
-        )
-        self._engine.add(work)
-
     def _reserve(self, peer: PeerId, message: Open) -> tuple[FailureCode, str] | None:
         """Take up the session's place if its chain begins here, and reserve its cache; returns why not."""
         num_lanes, max_tokens = message.num_lanes, message.max_tokens
@@ -407,76 +289,6 @@ class Sessions:
             self._forget(message.session)
             if not session.is_tail:
                 self._post(session.next, message)
-
-    def _is_next(self, session: ServerSession, message: Step | Reorder) -> bool:
-        """Whether this one is due: what comes twice or late changes nothing, a gap ends the session."""
-        if message.sequence == session.next_sequence:
-            session.next_sequence += 1
-            session.active_s = self._clock()
-            return True
-        if message.sequence < session.next_sequence:
-            self.counts["repeated"] += 1
-        else:
-            gap = f"step {message.sequence} came where {session.next_sequence} was due"
-            self.fail(message.session, FailureCode.BAD_MESSAGE, gap)
-        return False
-
-    def _handle_activations(self, peer: PeerId, message: Activations) -> None:
-        first = 0
-        for step in message.steps:
-            hidden = rows_of(message.tensor, first, step.num_tokens)
-            first += step.num_tokens
-            session = self._open.get(step.session)
-            if session is None or session.previous != peer:
-                self._stray(peer, message)  # still under way when the session ended
-            elif not self._is_next(session, step):
-                pass
-            elif message.tensor.shape[1] != self._hidden_size:
-                width = f"hidden states of width {message.tensor.shape[1]}, this model's have {self._hidden_size}"
-                self.fail(step.session, FailureCode.BAD_MESSAGE, width)
-            elif step.num_tokens > self._max_step_tokens:
-                length = f"a step of {step.num_tokens} tokens, at most {self._max_step_tokens} are taken at once"
-                self.fail(step.session, FailureCode.BAD_MESSAGE, length)
-            elif step.lane >= session.num_lanes or step.start + step.num_tokens > session.max_tokens:
-                room = f"lane {step.lane} up to token {step.start + step.num_tokens}"
-                self.fail(step.session, FailureCode.BAD_MESSAGE, f"nothing is reserved for {room}")
-            elif session.is_token_mode != bool(step.ids) or session.tokens is not None:
-                self.fail(step.session, FailureCode.BAD_MESSAGE, "a step of the other mode than the session's")
-            else:
-                self._count_tokens(session, step)
-                self._run(session, step, hidden)
-
-    def _count_tokens(self, session: ServerSession, step: Step) -> None:
-        """What a session's first lane takes in and gives out, at its head: all before the first output is prompt."""
-        if session.is_head and step.lane == 0:
-            session.num_in += step.num_tokens if session.num_out == 0 else 0
-            session.num_out += step.num_outputs > 0
-
-    def _handle_reorder(self, peer: PeerId, message: Reorder) -> None:
-        session = self._open.get(message.session)
-        if session is None or session.previous != peer:
-            self._stray(peer, message)
-            return
-        if not self._is_next(session, message):
-            return
-        if len(message.sources) != session.num_lanes or max(message.sources) >= session.num_lanes:
-            lanes = f"reordering {message.sources} of {session.num_lanes} lanes"
-            self.fail(message.session, FailureCode.BAD_MESSAGE, lanes)
-            return
-        self._engine.add(Reordering(message, None if session.is_tail else session.next))
-
-    def _handle_stalled(self, peer: PeerId, message: Stalled) -> None:
-        session = self._open.get(message.session)
-        if session is None or session.previous != peer:
-            self._stray(peer, message)
-            return
-        if session.tokens is not None:
-            message = replace(message, sequence=session.tokens.last_sequence)
-        if session.num_done > message.sequence and not session.is_tail:
-            self._post(session.next, message)
-        else:
-            done = "not done" if session.num_done <= message.sequence else "done, but its outputs did not arrive"
-            self.fail(message.session, FailureCode.STALLED, f"step {message.sequence} is late and {done}")
 
     def _handle_leaving(self, peer: PeerId, message: Leaving) -> None:
         session = self._open.get(message.session)

@@ -29,8 +29,9 @@ from chainserve.transport.outbox import Outbox
 from chainserve.types import Chain, Hop, PeerId, SessionId, Span
 from chainserve_client.network import ModelInSwarm, Network
 from chainserve_server.admission import head_chains
-from chainserve_server.engine import Engine, Item
+from chainserve_server.engine import Engine
 from chainserve_server.sessions import Sessions
+from chainserve_server.work import Item
 
 HIDDEN = 4
 VOCAB = 50

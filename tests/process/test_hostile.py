@@ -12,7 +12,8 @@ from bundled import MakeSwarm
 
 from chainserve.errors import LinkLostError, SessionLostError
 from chainserve.models.wire import to_wire
-from chainserve.protocol.codec import Limits, decode, encode
+from chainserve.protocol.codec import decode, encode
+from chainserve.protocol.fields import Limits
 from chainserve.protocol.messages import Activations, Close, Failed, FailureCode, Open, Reorder, Step
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.token import JoinToken

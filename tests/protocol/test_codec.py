@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chainserve.errors import FrameError
-from chainserve.protocol.codec import DETAIL_CHARS, VERSION, Frame, Limits, decode, encode
+from chainserve.protocol.codec import DETAIL_CHARS, VERSION, Frame, decode, encode
+from chainserve.protocol.fields import Limits
 from chainserve.protocol.messages import (
     DTYPES,
     Activations,

@@ -43,9 +43,10 @@ from chainserve.swarm.records import ServerState
 from chainserve.types import Hop, PeerId, SessionId, Span
 from chainserve_server import blocks as blocks_module
 from chainserve_server.blocks import Blocks
-from chainserve_server.engine import Batch, Engine, Outcome
+from chainserve_server.engine import Engine
 from chainserve_server.prepare import Prepared
 from chainserve_server.sessions import Sessions
+from chainserve_server.work import Batch, Outcome
 
 ONLINE = ServerState.ONLINE
 CPU = torch.device("cpu")

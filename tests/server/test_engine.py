@@ -17,7 +17,9 @@ from chainserve.errors import StepError
 from chainserve.models.wire import from_wire, to_wire
 from chainserve.protocol.messages import Activations, FailureCode, Reorder, Step
 from chainserve.types import PeerId, SessionId, Span
-from chainserve_server.engine import Batch, Engine, Item, Reordering, Work, choose_batch, leading_work, run_batch
+from chainserve_server.engine import Engine
+from chainserve_server.iteration import run_batch
+from chainserve_server.work import Batch, Item, Reordering, Work, choose_batch, leading_work
 
 NEXT, CLIENT = PeerId("next"), PeerId("client")
 WIDE, NARROW = Span(0, 4), Span(1, 3)

@@ -10,7 +10,9 @@ from chainserve.errors import StepError
 from chainserve.models.wire import to_wire
 from chainserve.protocol.messages import Step
 from chainserve.types import PeerId, SessionId, Span
-from chainserve_server.engine import Batch, Engine, Forward, Work, run_batch
+from chainserve_server.engine import Engine
+from chainserve_server.iteration import run_batch
+from chainserve_server.work import Batch, Forward, Work
 
 A, B, C = (SessionId(name * 16) for name in (b"a", b"b", b"c"))
 WIDE, NARROW = Span(0, 4), Span(1, 3)

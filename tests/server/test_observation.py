@@ -7,7 +7,6 @@ import pytest
 from chainserve.planning.profile import StepTimes
 from chainserve.swarm.offers import Demand
 from chainserve.types import Span
-from chainserve_server.engine import Forward
 from chainserve_server.observation import (
     LEAST_PREFILL_TOKENS,
     LEAST_STEPS,
@@ -17,6 +16,7 @@ from chainserve_server.observation import (
     DemandWindow,
     StepChecks,
 )
+from chainserve_server.work import Forward
 
 TIMES = StepTimes(
     forward_s=0.001,

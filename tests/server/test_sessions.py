@@ -33,7 +33,7 @@ from chainserve.protocol.messages import (
     Reorder,
 )
 from chainserve.types import Hop, PeerId, SessionId, Span
-from chainserve_server.engine import Work
+from chainserve_server.work import Work
 
 
 @pytest.mark.parametrize("me", [A, B])

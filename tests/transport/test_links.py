@@ -9,7 +9,8 @@ import pytest
 from pairs import FAST, KINDS, A, B, MakePeers, Peer, activations, memory_peers, session, until
 
 from chainserve.errors import FrameError, LinkLostError
-from chainserve.protocol.codec import Limits, encode
+from chainserve.protocol.codec import encode
+from chainserve.protocol.fields import Limits
 from chainserve.protocol.messages import Close, Message, Opened
 from chainserve.transport.links import Timing
 from chainserve.transport.memory import MemoryTransport, Wire

@@ -1,0 +1,266 @@
+"""What runs in the sessions that are open: steps, reorderings, prompts and the tokens that the tail has chosen.
+
+Each message is checked against its session, and becomes work for the engine; what the engine has done goes on.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from chainserve.models.sampling import TokenSampler
+from chainserve.protocol.messages import (
+    Activations,
+    Choice,
+    FailureCode,
+    Message,
+    Opened,
+    Prompt,
+    Reorder,
+    Sampled,
+    Stalled,
+    Step,
+    WireTensor,
+)
+from chainserve.protocol.session import rows_of
+from chainserve.types import PeerId, SessionId, Span
+from chainserve_server.engine import Engine, Fail
+from chainserve_server.kept_pages import CertainPages
+from chainserve_server.token_mode import HeadTokens
+from chainserve_server.work import Keeping, Outgoing, Reordering, Work
+
+Post = Callable[[PeerId, Message], None]
+
+
+@dataclass(slots=True, eq=False)
+class ServerSession:
+    """One session as this server sees it."""
+
+    previous: PeerId  # who sends to us: the client or the server before
+    next: PeerId  # whom we send to: the server after, or the client
+    client: PeerId
+    span: Span
+    is_tail: bool
+    is_head: bool
+    num_lanes: int
+    max_tokens: int
+    active_s: float  # when its last message came
+    next_sequence: int = 0  # of its next step or reordering
+    num_done: int = 0  # steps whose outputs have gone on
+    num_in: int = 0  # tokens of the first lane before its first output; counted at the head
+    num_out: int = 0
+    num_hops: int = 1
+    tokens: HeadTokens | None = None  # at the head, in token mode
+    sampler: TokenSampler | None = None  # at the tail, in token mode
+    far: PeerId | None = None  # in token mode the head's tail and the tail's head
+    pages: CertainPages | None = None  # in token mode: what others may be spared to compute
+
+    @property
+    def is_token_mode(self) -> bool:
+        return self.pages is not None
+
+    @property
+    def neighbours(self) -> set[PeerId]:
+        """Whose loss ends the session."""
+        return {self.previous, self.next} | ({self.far} if self.far else set())
+
+
+class Steps:
+    """Feeds the engine with what comes for the sessions in `table`, and passes on what it has done."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        table: Mapping[SessionId, ServerSession],
+        *,
+        hidden_size: int,
+        vocab_size: int,
+        max_step_tokens: int,
+        engine: Engine,
+        post: Post,
+        fail: Fail,
+        stray: Callable[[PeerId, Message], None],
+        counts: Counter[str],
+        clock: Callable[[], float],
+    ) -> None:
+        self._me = me
+        self._open = table
+        self._hidden_size = hidden_size
+        self._vocab_size = vocab_size
+        self._max_step_tokens = max_step_tokens
+        self._engine = engine
+        self._post = post
+        self._fail = fail
+        self._stray = stray
+        self._counts = counts
+        self._clock = clock
+
+    def handle(self, peer: PeerId, message: Activations | Opened | Prompt | Reorder | Sampled | Stalled) -> None:
+        """Take a message from `peer`."""
+        match message:
+            case Activations():
+                self._handle_activations(peer, message)
+            case Opened():
+                self._handle_opened(peer, message)
+            case Prompt():
+                self._handle_prompt(peer, message)
+            case Reorder():
+                self._handle_reorder(peer, message)
+            case Sampled():
+                self._handle_sampled(peer, message)
+            case Stalled():
+                self._handle_stalled(peer, message)
+
+    def emit(self, receiver: PeerId, message: Outgoing) -> None:
+        """Pass on what the engine has done."""
+        match message:
+            case Activations():
+                message = replace(message, steps=tuple(map(self._done, message.steps)))
+            case Sampled():
+                for choice in message.choices:
+                    if session := self._open.get(choice.session):
+                        session.num_done = session.next_sequence
+                if receiver == self._me:
+                    self._handle_sampled(self._me, message)
+                    return
+        self._post(receiver, message)
+
+    def _done(self, step: Step) -> Step:
+        """Take note that a step's outputs go on; in token mode its head numbers it, as that has cut the prompt."""
+        session = self._open.get(step.session)
+        if session is None:
+            return step
+        if session.tokens is not None:
+            step = session.tokens.number(step)
+        session.num_done = step.sequence + 1
+        return step
+
+    def _handle_opened(self, peer: PeerId, message: Opened) -> None:
+        session = self._open.get(message.session)
+        if session is None or session.tokens is None or session.far != peer:
+            self._stray(peer, message)
+        elif session.tokens.num_cached is None:
+            session.tokens.num_cached = message.num_cached
+            self._feed(session, session.tokens.first_step())
+
+    def _handle_prompt(self, peer: PeerId, message: Prompt) -> None:
+        session = self._open.get(message.session)
+        if session is None or session.previous != peer or session.tokens is None:
+            self._stray(peer, message)
+        elif session.tokens.is_prompted:
+            self._counts["repeated"] += 1
+        elif len(message.ids) > session.max_tokens or max(message.ids) >= self._vocab_size:
+            fact = f"a prompt of {len(message.ids)} tokens up to {max(message.ids)}"
+            room = f"there is room for {session.max_tokens} of a vocabulary of {self._vocab_size}"
+            self._fail(message.session, FailureCode.BAD_MESSAGE, f"{fact}: {room}")
+        else:
+            session.active_s = self._clock()
+            session.num_in = len(message.ids)
+            session.tokens.prompt(message.ids)
+            self._feed(session, session.tokens.first_step())
+
+    def _handle_sampled(self, peer: PeerId, message: Sampled) -> None:
+        for choice in message.choices:
+            session = self._open.get(choice.session)
+            if session is None or session.tokens is None or peer != (session.far or self._me):
+                self._stray(peer, message)  # still under way when the session ended
+            elif not session.tokens.expects(choice) or max(choice.ids) >= self._vocab_size:
+                self._fail(choice.session, FailureCode.BAD_MESSAGE, f"tokens at {choice.start} that were not due")
+            else:
+                self._go_on(session, session.tokens, choice)
+
+    def _go_on(self, session: ServerSession, tokens: HeadTokens, choice: Choice) -> None:
+        """Feed the chain with what its tail has chosen."""
+        session.active_s = self._clock()
+        session.num_out += len(choice.ids)
+        self._feed(session, tokens.next_step(choice))
+
+    def _feed(self, session: ServerSession, step: Step | None) -> None:
+        """Run a step of tokens, if there is one, from the head on."""
+        if step is not None:
+            self._run(session, step, None)
+
+    def _run(self, session: ServerSession, step: Step, hidden: WireTensor | None) -> None:
+        """Queue a step, behind keeping the pages that are certain with it."""
+        if session.pages is not None and (pages := session.pages.take(step)):
+            self._engine.add(Keeping(step.session, pages))
+        work = Work(
+            step,
+            session.span,
+            hidden,
+            session.next,
+            session.is_tail,
+            sampler=session.sampler,
+            head=session.far or self._me,
+            num_hops=session.num_hops,
+        )
+        self._engine.add(work)
+
+    def _is_next(self, session: ServerSession, message: Step | Reorder) -> bool:
+        """Whether this one is due: what comes twice or late changes nothing, a gap ends the session."""
+        if message.sequence == session.next_sequence:
+            session.next_sequence += 1
+            session.active_s = self._clock()
+            return True
+        if message.sequence < session.next_sequence:
+            self._counts["repeated"] += 1
+        else:
+            gap = f"step {message.sequence} came where {session.next_sequence} was due"
+            self._fail(message.session, FailureCode.BAD_MESSAGE, gap)
+        return False
+
+    def _handle_activations(self, peer: PeerId, message: Activations) -> None:
+        first = 0
+        for step in message.steps:
+            hidden = rows_of(message.tensor, first, step.num_tokens)
+            first += step.num_tokens
+            session = self._open.get(step.session)
+            if session is None or session.previous != peer:
+                self._stray(peer, message)  # still under way when the session ended
+            elif not self._is_next(session, step):
+                pass
+            elif message.tensor.shape[1] != self._hidden_size:
+                width = f"hidden states of width {message.tensor.shape[1]}, this model's have {self._hidden_size}"
+                self._fail(step.session, FailureCode.BAD_MESSAGE, width)
+            elif step.num_tokens > self._max_step_tokens:
+                length = f"a step of {step.num_tokens} tokens, at most {self._max_step_tokens} are taken at once"
+                self._fail(step.session, FailureCode.BAD_MESSAGE, length)
+            elif step.lane >= session.num_lanes or step.start + step.num_tokens > session.max_tokens:
+                room = f"lane {step.lane} up to token {step.start + step.num_tokens}"
+                self._fail(step.session, FailureCode.BAD_MESSAGE, f"nothing is reserved for {room}")
+            elif session.is_token_mode != bool(step.ids) or session.tokens is not None:
+                self._fail(step.session, FailureCode.BAD_MESSAGE, "a step of the other mode than the session's")
+            else:
+                self._count_tokens(session, step)
+                self._run(session, step, hidden)
+
+    def _count_tokens(self, session: ServerSession, step: Step) -> None:
+        """What a session's first lane takes in and gives out, at its head: all before the first output is prompt."""
+        if session.is_head and step.lane == 0:
+            session.num_in += step.num_tokens if session.num_out == 0 else 0
+            session.num_out += step.num_outputs > 0
+
+    def _handle_reorder(self, peer: PeerId, message: Reorder) -> None:
+        session = self._open.get(message.session)
+        if session is None or session.previous != peer:
+            self._stray(peer, message)
+            return
+        if not self._is_next(session, message):
+            return
+        if len(message.sources) != session.num_lanes or max(message.sources) >= session.num_lanes:
+            lanes = f"reordering {message.sources} of {session.num_lanes} lanes"
+            self._fail(message.session, FailureCode.BAD_MESSAGE, lanes)
+            return
+        self._engine.add(Reordering(message, None if session.is_tail else session.next))
+
+    def _handle_stalled(self, peer: PeerId, message: Stalled) -> None:
+        session = self._open.get(message.session)
+        if session is None or session.previous != peer:
+            self._stray(peer, message)
+            return
+        if session.tokens is not None:
+            message = replace(message, sequence=session.tokens.last_sequence)
+        if session.num_done > message.sequence and not session.is_tail:
+            self._post(session.next, message)
+        else:
+            done = "not done" if session.num_done <= message.sequence else "done, but its outputs did not arrive"
+            self._fail(message.session, FailureCode.STALLED, f"step {message.sequence} is late and {done}")
