@@ -23,12 +23,12 @@ def ends_of(span: Span, num_blocks: int) -> list[End]:
     return [end for end, is_there in ((End.EMBEDDING, span.start == 0), (End.HEAD, span.end == num_blocks)) if is_there]
 
 
-def end_skeleton(config: PretrainedConfig, end: End, *, beside: Iterable[PreTrainedModel] = ()) -> PreTrainedModel:
+def end_skeleton(config: PretrainedConfig, end: End, *, beside: Iterable["Ends"] = ()) -> PreTrainedModel:
     """A skeleton of one end, for the loader to fill but for weights that it shares with one that is loaded already."""
     model = build_skeleton(config, None, embed=end is End.EMBEDDING, head=end is End.HEAD)
     lacks = dict(model.named_parameters())
     for target, source in model.all_tied_weights_keys.items():
-        for other in beside:
+        for other in (other for ends in beside for other in ends.models):
             has = dict(other.named_parameters())
             for name, twin in ((target, source), (source, target)):
                 if name in lacks and twin in has:
@@ -43,6 +43,7 @@ class Ends:
 
     def __init__(self, *models: PreTrainedModel) -> None:
         """`models`: loaded skeletons without blocks, each with `embed`, `head` or both."""
+        self.models = models
         self._embedding: nn.Module | None = None
         self._head: _Head | None = None
         for model in models:
@@ -51,6 +52,16 @@ class Ends:
                 self._embedding = model.get_input_embeddings()
             if model.get_output_embeddings() is not None:
                 self._head = _Head(model)
+
+    @classmethod
+    def joined(cls, parts: Iterable["Ends"]) -> "Ends":
+        """All of these ends, which may be in use meanwhile: nothing of them is looked at again."""
+        both = cls()
+        for part in parts:
+            both.models += part.models
+            both._embedding = both._embedding if part._embedding is None else part._embedding
+            both._head = part._head or both._head
+        return both
 
     @property
     def has_embedding(self) -> bool:

@@ -38,7 +38,7 @@ class Held:
     span: Span
     runner: Runner
     modules: dict[int, nn.Module]
-    ends: dict[End, PreTrainedModel]
+    ends: dict[End, Ends]
 
 
 class Blocks:
@@ -164,7 +164,7 @@ class Blocks:
         """Bring in what of the span is not here, in a thread, and leave alone what is: it runs."""
         prepared = self._prepared
         config, wanted = prepared.source.config, ends_of(span, prepared.source.num_blocks)
-        ends = {end: model for end, model in self._held.ends.items() if end in wanted} if self._held else {}
+        ends = {end: there for end, there in self._held.ends.items() if end in wanted} if self._held else {}
         stays = {block: module for block, module in self._held.modules.items() if block in span} if self._held else {}
         self.weight_bytes += new_bytes
 
@@ -184,9 +184,11 @@ class Blocks:
             modules = {block: blocks[block] for block in span}
             for end in wanted:
                 if end not in ends:
-                    ends[end] = end_skeleton(config, end, beside=list(ends.values()))
-                    report += read(ends[end])
-            return Held(span, Runner(skeleton, span, self.cache, ends=Ends(*ends.values())), modules, ends), report
+                    end_model = end_skeleton(config, end, beside=ends.values())
+                    report += read(end_model)
+                    ends[end] = Ends(end_model)
+            runner = Runner(skeleton, span, self.cache, ends=Ends.joined(ends.values()))
+            return Held(span, runner, modules, ends), report
 
         return await in_background(load)
 

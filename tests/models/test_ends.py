@@ -56,6 +56,17 @@ def test_norm_and_head_run_alone_where_the_family_does_no_more(config: Pretraine
     assert bool(calls) == (not is_plain)
 
 
+def test_ends_that_are_in_use_are_joined_to_others_without_a_touch() -> None:
+    model = random_model(SCALED_LOGITS)
+    head, embedding = end_of(model, End.HEAD), end_of(model, End.EMBEDDING)
+    whole = head.models[0]
+    whole.register_forward_pre_hook(lambda *_: pytest.fail("its own forward ran, with who knows what for a head"))
+    both = Ends.joined([head, embedding])
+    assert (both.has_embedding, both.has_head, len(both.models)) == (True, True, 2)
+    assert both._head is head._head
+    assert not Ends.joined([embedding]).has_head
+
+
 @pytest.mark.parametrize(
     ("span", "ends"),
     [(Span(0, 2), [End.EMBEDDING]), (Span(1, 5), []), (Span(5, 6), [End.HEAD]), (Span(0, 6), [*End])],
@@ -68,10 +79,10 @@ def test_ends_come_with_the_first_and_the_last_block(span: Span, ends: list[End]
 @pytest.mark.parametrize("first", End)
 def test_what_tied_ends_share_is_one_tensor(first: End, tied: bool) -> None:
     config = type(FAMILIES["llama"])(**{**FAMILIES["llama"].to_dict(), "tie_word_embeddings": tied})
-    loaded = filled(end_skeleton(config, first), random_model(config))
+    loaded = end_of(random_model(config), first)
     [second] = set(End) - {first}
     other = end_skeleton(config, second, beside=[loaded])
-    weights = {weight.data_ptr() for weight in loaded.parameters()}
+    weights = {weight.data_ptr() for model in loaded.models for weight in model.parameters()}
     shared = [weight for weight in other.parameters() if not weight.is_meta]
     assert len(shared) == tied
     assert all(weight.data_ptr() in weights for weight in shared)
