@@ -108,6 +108,7 @@ def announcements(draw: st.DrawFn, peer: PeerId, *, others: st.SearchStrategy[Pe
         pinned=span is not None and draw(st.booleans()),
         weight_bytes=draw(st.integers(0, MAX_BYTES)),
         epoch=draw(st.integers(0, MAX_EPOCH)),
+        quant=draw(st.none() | texts),
         offer=draw(st.none() | offers(others)),
     )
 
