@@ -64,6 +64,7 @@ def inputs_of(members: Mapping[PeerId, Announcement], model: ModelFacts, current
         block_bytes=reference.block_bytes,
         slot_bytes=reference.token_bytes * slot_tokens,
     )
+    own_bytes = {peer: _block_bytes(offer, token_bytes=reference.token_bytes) for peer, offer in offers.items()}
     round_trips = _round_trips(offers)
     usual_s = {peer: _usual_round_trip_s(peer, round_trips) for peer in offers}
     ways: dict[tuple[PeerId, PeerId], Way] = {}
@@ -87,6 +88,7 @@ def inputs_of(members: Mapping[PeerId, Announcement], model: ModelFacts, current
                 peer=peer,
                 offered_bytes=offers[peer].memory_bytes,
                 memory_bytes=_memory_bytes(members[peer], offers[peer], spec, token_bytes=reference.token_bytes),
+                block_bytes=None if (block_bytes := own_bytes[peer]) == spec.block_bytes else block_bytes,
                 times=_times(offers[peer], usual_s[peer]),
                 pinned=members[peer].span if members[peer].pinned else None,
             )
@@ -148,14 +150,23 @@ def _times(offer: Offer, round_trip_s: float) -> ServerTimes:
 
 
 def _memory_bytes(server: Announcement, offer: Offer, model: ModelSpec, *, token_bytes: float) -> float:
-    """Memory for weights and cache, in bytes of the model's blocks where a server's own have another dtype."""
+    """Memory for weights and cache, in bytes in which the cache of a token takes `token_bytes` here too.
+
+    So caches of another dtype compare, while weights differ between servers (`_block_bytes`): what is quantized has
+    smaller weights beside the same cache.
+    """
     most_bytes = MAX_SESSIONS * model.slot_bytes
+    block_bytes = _block_bytes(offer, token_bytes=token_bytes)
     if server.pinned and server.span:
-        return len(server.span) * (model.block_bytes + min(server.cache_tokens * token_bytes, most_bytes))
+        return len(server.span) * (block_bytes + min(server.cache_tokens * token_bytes, most_bytes))
     profile = offer.profile
-    scale = min(model.block_bytes / profile.block_bytes, token_bytes / profile.token_bytes)
-    memory_bytes = (offer.memory_bytes - profile.activation_bytes) * scale
-    return max(1.0, min(memory_bytes, model.num_blocks * (model.block_bytes + most_bytes)))
+    memory_bytes = (offer.memory_bytes - profile.activation_bytes) * (token_bytes / profile.token_bytes)
+    return max(1.0, min(memory_bytes, model.num_blocks * (block_bytes + most_bytes)))
+
+
+def _block_bytes(offer: Offer, *, token_bytes: float) -> float:
+    """Weights of one block, in the bytes of `_memory_bytes`."""
+    return offer.profile.block_bytes * (token_bytes / offer.profile.token_bytes)
 
 
 def whereabouts(server: Announcement, current: SwarmPlan | None) -> Span | None:

@@ -53,6 +53,9 @@ def _to_fields(plan: SwarmPlan) -> dict[str, Any]:
     def pinned(server: PlannedServer) -> tuple[int, int] | None:
         return None if server.pinned is None else (server.pinned.start, server.pinned.end)
 
+    def block_bytes(server: PlannedServer) -> float | None:
+        return None if server.block_bytes is None else float(server.block_bytes)
+
     def figures(server: PlannedServer) -> tuple[float, ...]:
         block = server.times.block
         return server.memory_bytes, server.times.hop_s, block.overhead_s, block.prefill_s, block.decode_s
@@ -62,7 +65,7 @@ def _to_fields(plan: SwarmPlan) -> dict[str, Any]:
         "model_digest": plan.model_digest,
         "model": (model.num_blocks, model.is_tied, *map(float, sizes)),
         "servers": [
-            (server.peer, server.offered_bytes, pinned(server), *map(float, figures(server)))
+            (server.peer, server.offered_bytes, pinned(server), *map(float, figures(server)), block_bytes(server))
             for server in inputs.servers
         ],
         "demand": (float(inputs.arrival_rate), float(inputs.input_tokens), float(inputs.output_tokens)),
@@ -178,14 +181,15 @@ def _model(num_blocks: object, is_tied: object, *sizes: object) -> ModelSpec:
 
 
 def _server(peer: object, offered_bytes: object, pinned: Any, *figures: object) -> PlannedServer:
-    memory_bytes, hop_s, overhead_s, prefill_s, decode_s = map(number, figures)
-    block = BlockTimes(overhead_s=overhead_s, prefill_s=prefill_s, decode_s=decode_s)
+    memory_bytes, hop_s, overhead_s, prefill_s, decode_s, block_bytes = figures
+    block = BlockTimes(overhead_s=number(overhead_s), prefill_s=number(prefill_s), decode_s=number(decode_s))
     return PlannedServer(
         peer=PeerId(text(peer)),
         offered_bytes=whole(offered_bytes),
-        memory_bytes=memory_bytes,
-        times=ServerTimes(hop_s=hop_s, block=block),
+        memory_bytes=number(memory_bytes),
+        times=ServerTimes(hop_s=number(hop_s), block=block),
         pinned=None if pinned is None else to_span(pinned),
+        block_bytes=None if block_bytes is None else number(block_bytes),
     )
 
 

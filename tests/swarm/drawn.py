@@ -128,7 +128,10 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
     held = frozenset(draw(st.sets(st.sampled_from(sorted(before)), max_size=2))) if before else frozenset()
     servers = []
     for peer in peers:
-        needed = [len(stay) * model.block_bytes for stay in (pinned.get(peer), before.get(peer)) if stay]
+        block_bytes = draw(st.none() | st.floats(0.5, 4))
+        needed = [
+            len(stay) * (block_bytes or model.block_bytes) for stay in (pinned.get(peer), before.get(peer)) if stay
+        ]
         servers.append(
             PlannedServer(
                 peer=peer,
@@ -143,6 +146,7 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
                     ),
                 ),
                 pinned=pinned.get(peer),
+                block_bytes=block_bytes,
             )
         )
     pairs = st.tuples(st.sampled_from(peers), st.sampled_from(peers))
