@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 
 from chainserve.errors import ModelNotFoundError, UnsupportedModelError, WeightsError
 from chainserve.models.headers import LENGTH_BYTES, parse_header, read_header
+from chainserve.models.quantize import check_readable
 from chainserve.models.source import TensorInfo, Traffic, digest_of, read_tensor
 
 SINGLE_FILE = "model.safetensors"
@@ -137,12 +138,9 @@ def read_config(name: str, folder: Path) -> PretrainedConfig:
     config: PretrainedConfig = whole.get_text_config(decoder=True)
     # Whether a model that also sees ties its embeddings is decided by its config as a whole.
     config.tie_word_embeddings = getattr(whole, "tie_word_embeddings", config.tie_word_embeddings)
-    method = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
-    if method:
-        raise UnsupportedModelError(
-            f"{name} is quantized ({method.get('quant_method', 'unknown method')}): "
-            f"use the unquantized model, or a GGUF file"
-        )
+    if quantization := getattr(whole, "quantization_config", None):
+        config.quantization_config = quantization
+    check_readable(name, getattr(config, "quantization_config", None))
     return config
 
 

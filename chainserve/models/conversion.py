@@ -17,6 +17,7 @@ from transformers.core_model_loading import (
 )
 
 from chainserve.errors import WeightsError
+from chainserve.models.quantize import is_quantized, quantized_bytes
 
 
 @dataclass(slots=True)
@@ -97,6 +98,16 @@ def weight_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch
         return torch.float32 if kept_pattern.search(name) else dtype
 
     return {name: dtype_of(name, tensor) for name, tensor in model.state_dict().items()}
+
+
+def weight_bytes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
+    """Memory of each parameter and persistent buffer of a skeleton once loaded as `dtype`; scales count as weights."""
+    dtypes = weight_dtypes(model, dtype)
+    quantized = {f"{name}.weight": module for name, module in model.named_modules() if is_quantized(module)}
+    return {
+        name: quantized_bytes(quantized[name]) if name in quantized else tensor.numel() * dtypes[name].itemsize
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def _group(target: str, sources: list[tuple[str, str | None]], by_pattern: dict[str, WeightConverter]) -> Group:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from chainserve.models.conversion import weight_dtypes
+from chainserve.models.conversion import weight_bytes
 from chainserve.models.load import memory_bytes
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.source import ModelSource
@@ -44,14 +44,14 @@ def model_costs(source: ModelSource, dtype: torch.dtype) -> ModelCosts:
     config, whole = source.config, Span(0, source.num_blocks)
     check_supported(config)
     blocks = build_skeleton(config, whole)
-    dtypes = weight_dtypes(blocks, dtype)
+    sizes = weight_bytes(blocks, dtype)
     block_bytes, active_bytes, active_weights = Counter[int](), Counter[int](), Counter[int]()
     for name, tensor in blocks.state_dict().items():
         block = int(name.removeprefix(f"{blocks.base_model_prefix}.layers.").partition(".")[0])
-        num_active = round(tensor.numel() * _active_share(name, tensor, config))
-        block_bytes[block] += tensor.numel() * dtypes[name].itemsize
-        active_bytes[block] += num_active * dtypes[name].itemsize
-        active_weights[block] += num_active
+        share = _active_share(name, tensor, config)
+        block_bytes[block] += sizes[name]
+        active_bytes[block] += round(sizes[name] * share)
+        active_weights[block] += round(tensor.numel() * share)
     ends = end_costs(config, dtype)
     return ModelCosts(
         num_blocks=source.num_blocks,

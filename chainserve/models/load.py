@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from chainserve.errors import WeightsError
-from chainserve.models.conversion import plan_loading, tied_pairs, weight_dtypes
+from chainserve.models.conversion import plan_loading, tied_pairs, weight_bytes, weight_dtypes
+from chainserve.models.quantize import is_quantized, quantize_weight, restore_weight, stored_statistics
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.source import ModelSource, progress_bar
 from chainserve.types import Span
@@ -42,16 +43,31 @@ def load_weights(
     """Fill the parameters of `model` that are on the meta device, and its persistent buffers, from `source`.
 
     Floating-point weights become `dtype` (float32 where the family insists on it), everything moves to `device`,
-    tied weights share one tensor. WeightsError, naming the tensors, if some are missing or have another shape.
+    tied weights share one tensor. Weights of quantized layers are quantized from `dtype` as they come, or taken as they
+    are where the checkpoint holds them quantized. WeightsError, naming the tensors, if some are missing or have
+    another shape.
     """
     began = time.perf_counter()
     groups = plan_loading(model, source.tensors)
-    names = [name for group in groups for name, _ in group.sources]
+    statistics = {
+        group.target: stored_statistics(_module_of(model, group.target), group.sources[0][0], source.tensors)
+        for group in groups
+    }
+    names = [name for group in groups for name in (*dict(group.sources), *statistics[group.target])]
     num_bytes = sum(source.tensors[name].nbytes for name in names)
     dtypes = weight_dtypes(model, dtype)
     source.fetch(names, progress=progress)
     with torch.no_grad(), progress_bar(num_bytes, doing="Loading", progress=progress) as bar:
         for group in groups:
+            if beside := statistics[group.target]:
+                [name] = dict(group.sources)
+                stored = {other: source.read(other) for other in beside}
+                try:
+                    restore_weight(_module_of(model, group.target), source.read(name), stored, device=device)
+                except (RuntimeError, ValueError, KeyError) as error:
+                    raise WeightsError(f"the quantized tensors of {group.target} do not fit: {error}") from error
+                bar.update(sum(source.tensors[other].nbytes for other in (name, *beside)))
+                continue
             for name, pattern in group.sources:
                 group.transform.add_tensor(group.target, name, pattern, source.read(name, dtypes[group.target]))
                 bar.update(source.tensors[name].nbytes)
@@ -62,11 +78,11 @@ def load_weights(
             if isinstance(made, tuple):  # transformers 5.0 adds the errors it would rather collect than raise
                 made = made[0]
             for name, value in made.items():
-                _assign(model, name, value[0] if isinstance(value, list) else value, device=device)
+                assign(model, name, value[0] if isinstance(value, list) else value, device=device)
             if len(group.sources) > 1:
                 _return_freed_memory()
     for name, twin in tied_pairs(model).items():
-        _assign(model, name, model.get_parameter(twin), device=device)
+        assign(model, name, model.get_parameter(twin), device=device)
     nn.Module.to(model, device)
     traffic = source.take_traffic()
     return LoadReport(
@@ -80,21 +96,17 @@ def load_weights(
 
 def memory_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
     """Memory the weights of a skeleton will take once loaded as `dtype`; tied weights count once."""
-    dtypes = weight_dtypes(model, dtype)
     twins = tied_pairs(model)
-    return sum(
-        tensor.numel() * dtypes[name].itemsize for name, tensor in model.state_dict().items() if name not in twins
-    )
+    return sum(num_bytes for name, num_bytes in weight_bytes(model, dtype).items() if name not in twins)
 
 
 def bytes_by_block(config: PretrainedConfig, dtype: torch.dtype) -> tuple[int, ...]:
     """Memory that the weights of each block of a model will take once loaded as `dtype`."""
     model = build_skeleton(config, Span(0, config.num_hidden_layers))
-    dtypes = weight_dtypes(model, dtype)
     sizes = [0] * config.num_hidden_layers
-    for name, tensor in model.state_dict().items():
+    for name, num_bytes in weight_bytes(model, dtype).items():
         block = int(name.removeprefix(f"{model.base_model_prefix}.layers.").partition(".")[0])
-        sizes[block] += tensor.numel() * dtypes[name].itemsize
+        sizes[block] += num_bytes
     return tuple(sizes)
 
 
@@ -105,13 +117,20 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _assign(model: PreTrainedModel, name: str, value: Tensor, *, device: torch.device) -> None:
-    """Put `value` in the place of the parameter or buffer `name`."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
+def assign(model: PreTrainedModel, name: str, value: Tensor, *, device: torch.device) -> None:
+    """Put `value` in the place of the parameter or buffer `name`, quantized if its layer is."""
+    module, leaf = _module_of(model, name), name.rpartition(".")[2]
     shape = getattr(module, leaf).shape
     if value.shape != shape:
         raise WeightsError(f"{name} has shape {tuple(value.shape)} in the checkpoint, {tuple(shape)} by its config")
+    if leaf == "weight" and is_quantized(module):
+        quantize_weight(module, value, device=device)
+        return
     if leaf in module._parameters and not isinstance(value, nn.Parameter):
         value = nn.Parameter(value.to(device), requires_grad=False)
     setattr(module, leaf, value.to(device) if leaf in module._buffers else value)
+
+
+def _module_of(model: PreTrainedModel, name: str) -> nn.Module:
+    """What has the parameter or buffer `name`."""
+    return model.get_submodule(name.rpartition(".")[0])

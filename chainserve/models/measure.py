@@ -19,7 +19,7 @@ from chainserve.models.cache import KVCache
 from chainserve.models.conversion import weight_dtypes
 from chainserve.models.costs import end_costs
 from chainserve.models.ends import End, Ends, end_skeleton
-from chainserve.models.load import bytes_by_block
+from chainserve.models.load import assign, bytes_by_block
 from chainserve.models.runner import Runner
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.support import cache_bytes_per_token
@@ -102,10 +102,8 @@ def random_runner(config: PretrainedConfig, span: Span, *, dtype: torch.dtype, d
 def with_random_weights(skeleton: PreTrainedModel, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The skeleton with small random numbers for weights, of `dtype` or float32 where the family insists on it."""
     dtypes = weight_dtypes(skeleton, dtype)
-    weights = {
-        name: random_weight(like, dtype=dtypes[name], device=device) for name, like in skeleton.state_dict().items()
-    }
-    skeleton.load_state_dict(weights, assign=True)
+    for name, like in skeleton.state_dict().items():
+        assign(skeleton, name, random_weight(like, dtype=dtypes[name], device=device), device=device)
     nn.Module.to(skeleton, device)  # buffers that no checkpoint holds
     return skeleton
 

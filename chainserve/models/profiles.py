@@ -1,4 +1,4 @@
-"""Profiles that were measured, kept on disk: a device is measured once per model, dtype and software version."""
+"""Profiles that were measured, kept on disk: a device is measured once per model, dtype, quantization and version."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,8 @@ from transformers import PretrainedConfig
 
 from chainserve.models.hub import atomic_file
 from chainserve.models.measure import measure
+from chainserve.models.names import INT8, NF4
+from chainserve.models.quantize import quantization_of
 from chainserve.models.source import digest_of
 from chainserve.planning.profile import BlockProfile
 
@@ -50,6 +53,8 @@ def profile_of(
         "transformers": transformers.__version__,
         "measuring": str(MEASURING),
     }
+    if quantization_of(config) in (INT8, NF4):
+        key["bitsandbytes"] = version("bitsandbytes")
     path = folder / f"{sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
     if profile := _read(path, key):
         return profile

@@ -11,7 +11,7 @@ from chainserve.models.cache import KVCache
 from chainserve.models.ends import Ends
 from chainserve.models.few_rows import speed_up_few_rows
 from chainserve.models.skeleton import blocks_of, final_norm, with_skips
-from chainserve.protocol.messages import Step
+from chainserve.protocol.messages import DTYPES, Step
 from chainserve.types import Span
 
 
@@ -31,8 +31,8 @@ class Runner:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of the hidden states that `forward` takes."""
-        return next(self._base.parameters()).dtype
+        """Of the weights that are not quantized, and so of the hidden states that `forward` takes."""
+        return next(weight.dtype for weight in self._base.parameters() if str(weight.dtype)[6:] in DTYPES)
 
     @property
     def device(self) -> torch.device:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from chainserve.errors import SpanError, UnsupportedModelError
 from chainserve.models.attention import ATTENTION
+from chainserve.models.quantize import kept_modules, replace_linears
 from chainserve.types import Span
 
 
@@ -36,13 +37,16 @@ def build_skeleton(
 
     Parameters are on the meta device, for the loader to fill; buffers that no checkpoint holds (rotary
     frequencies, scale of the embedding) are computed, on the CPU. `embed` keeps the token embedding, `head` the
-    final norm and the head. Call `check_supported` first. SpanError if `span` is not within the model.
+    final norm and the head. Where the config says so, linear layers are quantized ones. Call `check_supported` first.
+    SpanError if `span` is not within the model.
     """
     num_blocks = config.num_hidden_layers
     if span is not None and span.end > num_blocks:
         raise SpanError(f"blocks {span} are not in this model, which has blocks 0:{num_blocks}")
     with init_empty_weights(include_buffers=False), _EmptyOnMeta():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=ATTENTION)
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    kept = kept_modules(model) if is_quantized else []
     base = model.base_model
     base.layers = with_skips(blocks_of(base), span)
     if not embed:
@@ -50,6 +54,8 @@ def build_skeleton(
     if not head:
         setattr(base, final_norm(base), nn.Identity())
         model.set_output_embeddings(None)
+    if is_quantized:
+        replace_linears(model, kept)
     for module in model.modules():  # checkpoints hold persistent buffers, so they are the loader's to fill
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:

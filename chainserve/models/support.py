@@ -22,6 +22,7 @@ from transformers.integrations.moe import ExpertsInterface
 
 from chainserve.errors import UnsupportedModelError
 from chainserve.models.attention import ATTENTION_ARGUMENTS
+from chainserve.models.quantize import check_readable, unquantized
 from chainserve.models.skeleton import build_skeleton, final_norm
 from chainserve.types import Span
 
@@ -47,9 +48,7 @@ def check_supported(config: PretrainedConfig) -> None:
         raise UnsupportedModelError(f"{name}: transformers has no causal language model of this type{remote}")
     if config.is_encoder_decoder or config.sub_configs:
         raise UnsupportedModelError(f"{name}: only decoder-only text models can be split into blocks")
-    if quantized := getattr(config, "quantization_config", None):
-        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized.quant_method
-        raise UnsupportedModelError(f"{name}: weights quantized by {method} cannot be read; take the unquantized model")
+    check_readable(name, getattr(config, "quantization_config", None))
     if unknown := set(getattr(config, "layer_types", None) or ()) - BLOCK_TYPES:
         raise UnsupportedModelError(f"{name}: blocks of type {', '.join(sorted(unknown))} cannot be run")
     if rope := LENGTH_DEPENDENT_ROPE & _rope_types(config):
@@ -144,7 +143,7 @@ ExpertsInterface.register(PROBE, _probe_experts)
 
 def _probe_blocks(config: PretrainedConfig, span: Span) -> list[_Call]:
     """Run the blocks of `span` on the meta device and note what they ask for."""
-    model = build_skeleton(config, span)
+    model = build_skeleton(unquantized(config), span)
     nn.Module.to(model, "meta")
     model.config._attn_implementation = PROBE
     model.config._experts_implementation = PROBE
@@ -175,7 +174,7 @@ def _autocast_off_on_meta() -> Iterator[None]:
 
 def _problem_around_blocks(config: PretrainedConfig) -> str | None:
     """What else than embedding, blocks, final norm and head changes the hidden states."""
-    model = build_skeleton(config, None)
+    model = build_skeleton(unquantized(config), None)
     base = model.base_model
     holders = [name for name, module in base.named_children() if any(True for _ in module.parameters())]
     if holders:

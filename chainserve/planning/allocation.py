@@ -14,9 +14,9 @@ def c_max(profiles: Sequence[ServerProfile], model: ModelSpec) -> int:
 
     0 if none has room for a single session.
     """
-    lightest = min(model.weight_bytes(Span(block, block + 1)) for block in range(model.num_blocks))
-    largest = max(profile.memory_bytes for profile in by_peer(profiles).values())
-    return how_many(largest - lightest, model.slot_bytes)
+    lightest = min(model.end_bytes(Span(block, block + 1)) for block in range(model.num_blocks))
+    space = max(profile.memory_bytes - model.block_bytes_on(profile) for profile in by_peer(profiles).values())
+    return how_many(space - lightest, model.slot_bytes)
 
 
 def residual_slots(profiles: Sequence[ServerProfile], model: ModelSpec, placement: Placement) -> dict[PeerId, int]:

@@ -37,7 +37,8 @@ class GreedyPlacement:
 
 def blocks_that_fit(profile: ServerProfile, model: ModelSpec, *, concurrency: int) -> int:
     """Blocks a server holds with cache for `concurrency` sessions, embedding and head apart: m_j(c) (Eq. 6)."""
-    return min(how_many(profile.memory_bytes, model.block_bytes + model.slot_bytes * concurrency), model.num_blocks)
+    block_bytes = model.block_bytes_on(profile) + model.slot_bytes * concurrency
+    return min(how_many(profile.memory_bytes, block_bytes), model.num_blocks)
 
 
 def span_at(profile: ServerProfile, model: ModelSpec, *, cursor: int, concurrency: int) -> Span | None:
@@ -50,19 +51,19 @@ def span_at(profile: ServerProfile, model: ModelSpec, *, cursor: int, concurrenc
         start = min(cursor, model.num_blocks - num_blocks)
         span = Span(start, start + num_blocks)
         space = profile.memory_bytes - model.end_bytes(span)
-        if how_many(space, model.block_bytes + model.slot_bytes * concurrency) >= num_blocks:
+        if how_many(space, model.block_bytes_on(profile) + model.slot_bytes * concurrency) >= num_blocks:
             return span
     return None
 
 
 def weights_fit(profile: ServerProfile, model: ModelSpec, span: Span) -> bool:
     """Whether a server has the memory for the weights of a span, cache apart."""
-    return model.weight_bytes(span) <= profile.memory_bytes * (1 + ROUNDING)
+    return model.weight_bytes_on(profile, span) <= profile.memory_bytes * (1 + ROUNDING)
 
 
 def slots_beside(profile: ServerProfile, model: ModelSpec, span: Span) -> int:
     """Cache slots that a server has left beside the weights of its span: R_j; ValueError if these do not fit."""
-    weight_bytes = model.weight_bytes(span)
+    weight_bytes = model.weight_bytes_on(profile, span)
     if not weights_fit(profile, model, span):
         raise ValueError(
             f"blocks {span} take {weight_bytes:.10g} bytes, {profile.peer} has {profile.memory_bytes:.10g}: "

@@ -59,6 +59,7 @@ class ServerTimes:
         input_tokens: float,
         output_tokens: float,
         pinned: Span | None = None,
+        block_bytes: float | None = None,
     ) -> ServerProfile:
         """What planning sees of this server, for requests of these mean token numbers."""
         return ServerProfile(
@@ -67,4 +68,5 @@ class ServerTimes:
             communication_s=self.hop_s * output_tokens,
             block_s=self.block.request_s(input_tokens, output_tokens),
             pinned=pinned,
+            block_bytes=block_bytes,
         )

@@ -57,6 +57,14 @@ class ModelSpec:
         """Bytes of the span's blocks, with embedding and head where the span touches the model's ends."""
         return len(span) * self.block_bytes + self.end_bytes(span)
 
+    def block_bytes_on(self, profile: "ServerProfile") -> float:
+        """Weights of one block as this server holds them."""
+        return self.block_bytes if profile.block_bytes is None else profile.block_bytes
+
+    def weight_bytes_on(self, profile: "ServerProfile", span: Span) -> float:
+        """Bytes of the span as `weight_bytes`, with its blocks as this server holds them."""
+        return len(span) * self.block_bytes_on(profile) + self.end_bytes(span)
+
     def end_bytes(self, span: Span) -> float:
         """Bytes of the embedding and the head that come with the span."""
         embedding = self.embedding_bytes if span.start == 0 else 0
@@ -73,11 +81,14 @@ class ServerProfile:
     communication_s: float  # of all tokens of a request to this server
     block_s: float  # of all tokens of a request through one block
     pinned: Span | None = None  # blocks its owner chose
+    block_bytes: float | None = None  # weights of one block as it holds them, quantized perhaps; None: the model's
 
     def __post_init__(self) -> None:
         require(f"memory_bytes of {self.peer}", self.memory_bytes)
         require(f"communication_s of {self.peer}", self.communication_s, positive=False)
         require(f"block_s of {self.peer}", self.block_s)
+        if self.block_bytes is not None:
+            require(f"block_bytes of {self.peer}", self.block_bytes)
 
     def span_s(self, num_blocks: int) -> float:
         """Seconds of one request for the hop to this server and `num_blocks` blocks on it."""

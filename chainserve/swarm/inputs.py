@@ -67,6 +67,7 @@ def inputs_of(members: Mapping[PeerId, Announcement], model: ModelFacts, current
         head_bytes=reference.head_bytes,
         is_tied=reference.is_tied,
     )
+    own_bytes = {peer: _block_bytes(offer, token_bytes=reference.token_bytes) for peer, offer in offers.items()}
     round_trips = _round_trips(offers)
     usual_s = {peer: _usual_round_trip_s(peer, round_trips) for peer in offers}
     ways: dict[tuple[PeerId, PeerId], Way] = {}
@@ -90,6 +91,7 @@ def inputs_of(members: Mapping[PeerId, Announcement], model: ModelFacts, current
                 peer=peer,
                 offered_bytes=offers[peer].memory_bytes,
                 memory_bytes=_memory_bytes(members[peer], offers[peer], spec, token_bytes=reference.token_bytes),
+                block_bytes=None if (block_bytes := own_bytes[peer]) == spec.block_bytes else block_bytes,
                 times=_times(offers[peer], usual_s[peer]),
                 pinned=members[peer].span if members[peer].pinned else None,
             )
@@ -156,23 +158,30 @@ def _times(offer: Offer, round_trip_s: float) -> ServerTimes:
 
 
 def _memory_bytes(server: Announcement, offer: Offer, model: ModelSpec, *, token_bytes: float) -> float:
-    """Memory for weights and cache, in bytes of the model's weights where a server's own have another dtype.
+    """Memory for weights and cache, in bytes in which the cache of a token takes `token_bytes` here too.
 
-    The least ratio of the two counts, so that whatever fits by the model's bytes does by the server's own.
+    So caches and ends of another dtype compare, while weights of blocks differ between servers (`_block_bytes`): what
+    is quantized has smaller blocks beside the same cache. The least ratio counts, so that whatever fits by the model's
+    bytes does by the server's own.
     """
     most_bytes = MAX_SESSIONS * model.slot_bytes
+    block_bytes = _block_bytes(offer, token_bytes=token_bytes)
     if server.pinned and server.span:
         cache_bytes = min(server.cache_tokens * token_bytes, most_bytes)
-        return model.weight_bytes(server.span) + len(server.span) * cache_bytes
+        return len(server.span) * (block_bytes + cache_bytes) + model.end_bytes(server.span)
     profile, whole = offer.profile, Span(0, model.num_blocks)
     sizes = (
-        (model.block_bytes, profile.block_bytes),
         (token_bytes, profile.token_bytes),
         (model.embedding_bytes, profile.embedding_bytes),
         (model.head_bytes, profile.head_bytes),
     )
     memory_bytes = (offer.memory_bytes - profile.activation_bytes) * min(ours / own for ours, own in sizes if own)
-    return max(1.0, min(memory_bytes, model.weight_bytes(whole) + model.num_blocks * most_bytes))
+    return max(1.0, min(memory_bytes, model.num_blocks * (block_bytes + most_bytes) + model.end_bytes(whole)))
+
+
+def _block_bytes(offer: Offer, *, token_bytes: float) -> float:
+    """Weights of one block, in the bytes of `_memory_bytes`."""
+    return offer.profile.block_bytes * (token_bytes / offer.profile.token_bytes)
 
 
 def whereabouts(server: Announcement, current: SwarmPlan | None) -> Span | None:

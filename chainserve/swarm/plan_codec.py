@@ -60,6 +60,9 @@ def _to_fields(plan: SwarmPlan) -> dict[str, Any]:
     def pinned(server: PlannedServer) -> tuple[int, int] | None:
         return None if server.pinned is None else (server.pinned.start, server.pinned.end)
 
+    def block_bytes(server: PlannedServer) -> float | None:
+        return None if server.block_bytes is None else float(server.block_bytes)
+
     def figures(server: PlannedServer) -> tuple[float, ...]:
         times, block = server.times, server.times.block
         return server.memory_bytes, times.hop_s, block.overhead_s, block.prefill_s, block.decode_s, times.head_s
@@ -69,7 +72,7 @@ def _to_fields(plan: SwarmPlan) -> dict[str, Any]:
         "model_digest": plan.model_digest,
         "model": (model.num_blocks, model.is_tied, *map(float, sizes)),
         "servers": [
-            (server.peer, server.offered_bytes, pinned(server), *map(float, figures(server)))
+            (server.peer, server.offered_bytes, pinned(server), *map(float, figures(server)), block_bytes(server))
             for server in inputs.servers
         ],
         "demand": (float(inputs.arrival_rate), float(inputs.input_tokens), float(inputs.output_tokens)),
@@ -185,7 +188,8 @@ def _model(num_blocks: object, is_tied: object, *sizes: object) -> ModelSpec:
 
 
 def _server(peer: object, offered_bytes: object, pinned: Any, *figures: object) -> PlannedServer:
-    memory_bytes, hop_s, overhead_s, prefill_s, decode_s, head_s = map(number, figures)
+    *times, block_bytes = figures
+    memory_bytes, hop_s, overhead_s, prefill_s, decode_s, head_s = map(number, times)
     block = BlockTimes(overhead_s=overhead_s, prefill_s=prefill_s, decode_s=decode_s)
     return PlannedServer(
         peer=PeerId(text(peer)),
@@ -193,6 +197,7 @@ def _server(peer: object, offered_bytes: object, pinned: Any, *figures: object) 
         memory_bytes=memory_bytes,
         times=ServerTimes(hop_s=hop_s, block=block, head_s=head_s),
         pinned=None if pinned is None else to_span(pinned),
+        block_bytes=None if block_bytes is None else number(block_bytes),
     )
 
 

@@ -50,6 +50,7 @@ class PlannedServer:
     memory_bytes: float  # what of it is for weights and cache
     times: ServerTimes
     pinned: Span | None = None  # blocks its owner chose
+    block_bytes: float | None = None  # weights of one block as it holds them; None: the model's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,8 @@ class PlanInputs:
             raise ValueError("a plan of no servers")
         for server in self.servers:
             require(f"memory_bytes of {server.peer}", server.memory_bytes)
+            if server.block_bytes is not None:
+                require(f"block_bytes of {server.peer}", server.block_bytes)
 
     def profiles(self) -> list[ServerProfile]:
         """The servers as the planning library takes them."""
@@ -105,6 +108,7 @@ class PlanInputs:
                 input_tokens=self.input_tokens,
                 output_tokens=self.output_tokens,
                 pinned=self.before[server.peer] if self.before and server.peer in self.held else server.pinned,
+                block_bytes=server.block_bytes,
             )
             for server in self.servers
         ]

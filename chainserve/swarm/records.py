@@ -59,6 +59,7 @@ class Announcement:
     span: Span | None
     """Blocks it serves, loads or is about to give up; None while it waits for some."""
     dtype: str
+    """Of the cache and of what blocks compute, and of their weights unless these are quantized."""
     cache_tokens: int
     """Tokens, over its whole span, that the server's cache holds in total."""
     free_tokens: int
@@ -78,6 +79,8 @@ class Announcement:
     """Requests that wait for a place on a chain that begins at it."""
     epoch: int = 0
     """Of the plan it follows; 0: of none yet."""
+    quant: str | None = None
+    """What the weights of its blocks are quantized to; the model counts as the same one."""
     offer: Offer | None = None
     """What planning needs to know; None: it takes no part in plans."""
 
@@ -89,6 +92,8 @@ class Announcement:
     def __post_init__(self) -> None:
         for name in ("peer", "model", "model_digest", "dtype", "version"):
             _check_text(name, getattr(self, name))
+        if self.quant is not None:
+            _check_text("quant", self.quant)
         for address in self.addresses:
             _check_text("address", address)
         for peer in self.offer.reach if self.offer is not None else ():
@@ -111,6 +116,11 @@ class Announcement:
             raise ValueError(f"epoch {self.epoch}")
         if self.span is None and (self.pinned or self.state not in (ServerState.JOINING, ServerState.OFFLINE)):
             raise ValueError(f"{self.state} without blocks")
+
+
+def precision(dtype: str, quant: str | None) -> str:
+    """How many bits, in words."""
+    return f"{quant} in {dtype}" if quant else dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +230,7 @@ def _announcement(fields: Mapping[str, Any], peer: PeerId) -> Announcement:
         num_sessions=field_of(fields, "num_sessions", int),
         num_waiting=field_of(fields, "num_waiting", int),
         epoch=field_of(fields, "epoch", int),
+        quant=None if fields.get("quant", 0) is None else field_of(fields, "quant", str),
         offer=None if offer is None else Offer.from_fields(offer),
     )
 

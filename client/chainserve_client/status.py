@@ -11,7 +11,7 @@ from typing import Any
 
 from chainserve.errors import LinkLostError, PeerError, RecordError, describe_blocks
 from chainserve.swarm.plans import SwarmPlan
-from chainserve.swarm.records import Announcement, ServerState
+from chainserve.swarm.records import Announcement, ServerState, precision
 from chainserve.swarm.token import JoinToken
 from chainserve.swarm.view import View
 from chainserve.transport.links import Links
@@ -182,7 +182,7 @@ def _row(status: Status, server: Announcement) -> dict[str, str]:
         "weights": memory,
         "cache free": _free(server),
         "link": f"{way.kind}, {format_seconds(way.round_trip_s)}" if way else "no answer",
-        "dtype": server.dtype,
+        "dtype": precision(server.dtype, server.quant),
         "version": server.version,
         "up": format_age(status.view.taken_at - server.started_at),
     }
@@ -238,6 +238,7 @@ def _server_json(status: Status, server: Announcement) -> dict[str, Any]:
         "is_pinned": server.pinned,
         "epoch": server.epoch,
         "dtype": server.dtype,
+        "quant": server.quant,
         "weight_bytes": server.weight_bytes,
         "cache_tokens": server.cache_tokens,
         "free_tokens": server.free_tokens,

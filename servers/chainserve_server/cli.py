@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from chainserve import __version__
 from chainserve.errors import ChainserveError
+from chainserve.models.names import QUANTIZATIONS
 from chainserve.protocol.messages import DTYPES
 from chainserve.runtime.background import is_busy
 from chainserve.runtime.cores import free_idle_cores
@@ -105,6 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
         "most of a free GPU and a quarter of free RAM (auto)",
     )
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument(
+        "--quant",
+        choices=QUANTIZATIONS,
+        help="hold the weights of blocks in 8 or 4 bits: int8 and nf4 by bitsandbytes, fp8 on GPUs that have it (no)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (cpu)")
     parser.add_argument(
         "--devices", metavar="NAMES", help="one server on each, under one parent: cuda:0,cuda:1, or all CUDA devices"
@@ -145,6 +151,7 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
         swarm=options.swarm,
         memory=parse_memory(options.memory or "auto"),
         dtype=options.dtype,
+        quant=options.quant,
         device=options.device,
         host=options.host,
         port=options.port,

@@ -48,7 +48,8 @@ def forward_of(works: list[Work], span: Span, *, seconds: float) -> Forward:
     """What to say of a forward that ran `works`."""
     num_tokens = [work.step.num_tokens for work in works]
     num_decode = num_tokens.count(1)
-    return Forward(span, num_decode, sum(num_tokens) - num_decode, seconds)
+    num_outputs = sum(work.step.num_outputs for work in works if work.sampler is not None)
+    return Forward(span, num_decode, sum(num_tokens) - num_decode, seconds, num_outputs)
 
 
 def run_works(runner: Runner, works: list[Work], span: Span) -> list[tuple[PeerId, Outgoing]]:

@@ -8,6 +8,7 @@ import torch
 from chainserve.errors import SpanError
 from chainserve.models.load import bytes_by_block
 from chainserve.models.profiles import profile_of
+from chainserve.models.quantize import check_quantized, quantization_of, quantize_blocks
 from chainserve.models.resolve import resolve
 from chainserve.models.source import ModelSource
 from chainserve.models.support import check_supported
@@ -40,6 +41,11 @@ class Prepared:
     def longest_tokens(self) -> int:
         """Of a sequence, as the model was trained."""
         return int(getattr(self.source.config, "max_position_embeddings", None) or SLOT_TOKENS)
+
+    @property
+    def quant(self) -> str | None:
+        """What the weights of blocks are quantized to."""
+        return quantization_of(self.source.config)
 
     def weight_bytes(self, span: Span | None) -> int:
         """Of all blocks of the span, and of the ends of the model that come with them."""
@@ -74,6 +80,9 @@ def prepare(config: ServerConfig) -> Prepared:
     dtype: torch.dtype = getattr(torch, config.dtype_name)
     source = resolve(config.model)
     check_supported(source.config)
+    if config.quant:
+        quantize_blocks(source.config, config.quant, dtype=dtype, device=device)
+    check_quantized(source.config, device)
     pinned = Span(0, source.num_blocks) if config.blocks == ALL else config.blocks
     if pinned is not None and pinned.end > source.num_blocks:
         raise SpanError(f"{source.name} has blocks 0:{source.num_blocks}, it cannot be asked for {pinned}")

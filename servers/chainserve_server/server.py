@@ -22,7 +22,7 @@ from chainserve.swarm.member import Member
 from chainserve.swarm.offers import Offer
 from chainserve.swarm.planner import Job, Planner
 from chainserve.swarm.plans import SwarmPlan
-from chainserve.swarm.records import Announcement, direct_addresses
+from chainserve.swarm.records import Announcement, direct_addresses, precision
 from chainserve.swarm.token import JoinToken, swarm_secret
 from chainserve.transport.direct import DirectTransport
 from chainserve.transport.exchange import Exchange
@@ -189,7 +189,7 @@ class Server:
         self._say(
             f"chainserve-server {__version__} is online\n"
             f"  model   {prepared.source.name}, blocks {span} of {prepared.source.num_blocks}, "
-            f"{self._config.dtype_name} on {prepared.device}\n"
+            f"{precision(self._config.dtype_name, prepared.quant)} on {prepared.device}\n"
             f"  memory  {self.blocks.weight_bytes / 1e6:.0f} MB of weights "
             f"({report.bytes_read / 1e6:.0f} MB read in {report.seconds:.1f} s), "
             f"{prepared.profile.activation_bytes / 1e6:.0f} MB for activations, "
@@ -220,6 +220,7 @@ class Server:
             num_blocks=prepared.source.num_blocks,
             span=self.blocks.span,
             dtype=self._config.dtype_name,
+            quant=prepared.quant,
             cache_tokens=self.blocks.cache_tokens,
             free_tokens=self.blocks.free_tokens,
             addresses=self.links.addresses,

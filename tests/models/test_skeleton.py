@@ -140,7 +140,10 @@ def test_families_that_the_runner_computes_are_supported(config: PretrainedConfi
         (GraniteConfig(**SMALL, embedding_multiplier=12.0), "changed outside of blocks and final norm"),
         (NanoChatConfig(**SMALL), "changed outside of blocks and final norm"),
         (Gemma3nTextConfig(), "embed_tokens_per_layer"),
-        (LlamaConfig(**SMALL, quantization_config={"quant_method": "gptq"}), "weights quantized by gptq"),
+        (
+            LlamaConfig(**SMALL, quantization_config={"quant_method": "gptq"}),
+            "quantized by gptq, of which single blocks",
+        ),
         (FalconConfig(num_hidden_layers=2), "its blocks do not run on their own"),
         (DiffLlamaConfig(**SMALL), r"cache \(2 found\)|do not run on their own"),
         (Qwen2MoeConfig(**SMALL, sliding_window=4, use_sliding_window=True, max_window_layers=1), "attention mask"),

@@ -5,7 +5,9 @@ import pytest
 from chainserve.planning.chunks import SIZES, along_chain, beside_decoding
 from chainserve.planning.profile import MAX_BATCH_TOKENS, StepTimes
 
-TIMES = StepTimes(forward_s=0.001, prefill=((16, 0.002), (1024, 0.1)), decode=((1, 0.002), (8, 0.004)))
+TIMES = StepTimes(
+    forward_s=0.001, prefill=((16, 0.002), (1024, 0.1)), decode=((1, 0.002), (8, 0.004)), head=((1, 0.001), (8, 0.002))
+)
 
 
 @pytest.mark.parametrize("num_decoding", [1, 4, 8, 30])
@@ -17,7 +19,9 @@ def test_a_chunk_takes_at_most_twice_as_long_as_a_decode_round(num_decoding: int
 
 
 def test_where_even_the_smallest_chunk_is_too_long_it_is_taken() -> None:
-    slow = StepTimes(forward_s=0.0, prefill=((16, 1.0), (1024, 9.0)), decode=((1, 0.01), (8, 0.01)))
+    slow = StepTimes(
+        forward_s=0.0, prefill=((16, 1.0), (1024, 9.0)), decode=((1, 0.01), (8, 0.01)), head=((1, 0.001), (8, 0.002))
+    )
     assert beside_decoding(slow, num_blocks=10, num_decoding=1) == SIZES[0]
 
 

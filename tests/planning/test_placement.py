@@ -22,6 +22,7 @@ from examples import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chainserve.planning.allocation import c_max
 from chainserve.planning.placement import GreedyPlacement, blocks_that_fit, greedy_placement, slots_beside, span_at
 from chainserve.planning.values import ModelSpec, PlannedChain, ServerProfile
 from chainserve.types import PeerId, Span
@@ -112,6 +113,20 @@ def test_rounding_loses_no_block() -> None:
         2,
     ]
     assert slots_beside(server("a", 2.9999999999), model, Span(0, 3)) == 3
+
+
+def test_a_server_whose_blocks_are_quantized_holds_more_of_them_beside_the_same_cache() -> None:
+    model = ModelSpec(num_blocks=9, block_bytes=4, slot_bytes=1, embedding_bytes=2)
+    plain = server("a", 20)
+    quantized = replace(plain, block_bytes=1)
+    assert [blocks_that_fit(one, model, concurrency=1) for one in (plain, quantized)] == [4, 9]
+    assert [blocks_that_fit(one, model, concurrency=4) for one in (plain, quantized)] == [2, 4]
+    assert [slots_beside(one, model, Span(0, 4)) for one in (plain, quantized)] == [2, 14]
+    assert span_at(quantized, model, cursor=0, concurrency=4) == Span(0, 3)
+    assert c_max([plain], model) == 16
+    assert c_max([plain, replace(quantized, peer=PeerId("b"))], model) == 19
+    with pytest.raises(ValueError, match="block_bytes of a is 0"):
+        replace(plain, block_bytes=0)
 
 
 def test_the_embedding_takes_room_from_blocks_at_the_models_start() -> None:

@@ -107,6 +107,7 @@ def announcements(draw: st.DrawFn, peer: PeerId, *, others: st.SearchStrategy[Pe
         pinned=span is not None and draw(st.booleans()),
         weight_bytes=draw(st.integers(0, MAX_BYTES)),
         epoch=draw(st.integers(0, MAX_EPOCH)),
+        quant=draw(st.none() | texts),
         offer=draw(st.none() | offers(others)),
     )
 
@@ -128,7 +129,12 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
     held = frozenset(draw(st.sets(st.sampled_from(sorted(before)), max_size=2))) if before else frozenset()
     servers = []
     for peer in peers:
-        needed = [model.weight_bytes(stay) for stay in (pinned.get(peer), before.get(peer)) if stay]
+        block_bytes = draw(st.none() | st.floats(0.5, 4))
+        needed = [
+            len(stay) * (block_bytes or model.block_bytes) + model.end_bytes(stay)
+            for stay in (pinned.get(peer), before.get(peer))
+            if stay
+        ]
         servers.append(
             PlannedServer(
                 peer=peer,
@@ -144,6 +150,7 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
                     head_s=draw(st.just(0) | st.floats(0, 0.1)),
                 ),
                 pinned=pinned.get(peer),
+                block_bytes=block_bytes,
             )
         )
     pairs = st.tuples(st.sampled_from(peers), st.sampled_from(peers))

@@ -7,8 +7,10 @@ from drawn import demands, offers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chainserve.planning.placement import blocks_that_fit, slots_beside
+from chainserve.planning.profile import BlockProfile, StepTimes
 from chainserve.planning.values import Placement, ResponseTimeBounds, by_peer
-from chainserve.swarm.inputs import ModelFacts, corrected, inputs_of, total_demand
+from chainserve.swarm.inputs import SLOT_TOKENS, ModelFacts, corrected, inputs_of, total_demand
 from chainserve.swarm.offers import MAX_BYTES, MAX_POINTS, MAX_REACH, MAX_SIZE, Demand, Offer, Reach, StepCheck
 from chainserve.swarm.plans import PlanInputs, SwarmPlan
 from chainserve.swarm.records import Announcement, ServerState
@@ -94,6 +96,62 @@ def test_whatever_members_offer_makes_inputs_of_a_plan_that_travel(
     inputs = inputs_of(members, model, None)
     assert list(by_peer(inputs.profiles())) == sorted(offered)
     assert SwarmPlan.from_body(_plan(inputs).body, planner=PEERS[0]) == _plan(inputs)
+
+
+def offering(peer: PeerId, *, memory_bytes: int, block_bytes: int, token_bytes: int, pinned: bool) -> Announcement:
+    profile = BlockProfile(
+        times=StepTimes(
+            forward_s=0.001,
+            prefill=((8, 0.02), (32, 0.05)),
+            decode=((1, 0.004), (2, 0.007)),
+            head=((1, 0.001), (2, 0.001)),
+        ),
+        block_bytes=block_bytes,
+        embedding_bytes=0,
+        head_bytes=0,
+        is_tied=False,
+        token_bytes=token_bytes,
+        activation_bytes=1000,
+    )
+    return Announcement(
+        peer=peer,
+        state=ServerState.JOINING,
+        model="tiny",
+        model_digest="00ff",
+        num_blocks=40,
+        span=Span(0, 4) if pinned else None,
+        dtype="float32",
+        cache_tokens=SLOT_TOKENS * 8,
+        free_tokens=0,
+        addresses=(),
+        version="0",
+        started_at=0.0,
+        pinned=pinned,
+        offer=Offer(memory_bytes=memory_bytes, profile=profile),
+    )
+
+
+@pytest.mark.parametrize("reference", range(4))
+def test_servers_that_hold_weights_and_cache_in_other_bits_are_planned_with_what_fits_them(reference: int) -> None:
+    """Whoever is the smallest, in whose bytes the plan counts: bfloat16, nf4 in bfloat16, float32, nf4 in float32."""
+    kinds = [(100_000, 2), (28_000, 2), (200_000, 4), (28_000, 4)]
+    kinds = kinds[reference:] + kinds[:reference]
+    model = ModelFacts(num_blocks=40, longest_tokens=4096, wire_bytes=2048)
+    for pinned in (False, True):
+        members = {
+            peer: offering(peer, memory_bytes=1_501_000, block_bytes=block, token_bytes=token, pinned=pinned)
+            for peer, (block, token) in zip(map(PeerId, "abcd"), kinds, strict=True)
+        }
+        inputs = inputs_of(members, model, None)
+        for profile, (block, token) in zip(inputs.profiles(), kinds, strict=True):
+            slot_bytes = token * SLOT_TOKENS
+            if pinned:
+                assert slots_beside(profile, inputs.model, Span(0, 4)) == 4 * 8
+                continue
+            for concurrency in (1, 2, 8, 50):
+                fits = min(1_500_000 // (block + slot_bytes * concurrency), 40)
+                assert blocks_that_fit(profile, inputs.model, concurrency=concurrency) == fits
+            assert slots_beside(profile, inputs.model, Span(0, 4)) == (1_500_000 - 4 * block) // slot_bytes
 
 
 def _plan(inputs: PlanInputs) -> SwarmPlan:

@@ -286,7 +286,7 @@ def test_times_of_nonsense_are_refused(change: dict[str, Any], fact: str) -> Non
 
 
 def test_every_field_is_needed_but_for_the_offer() -> None:
-    for name in FIELDS.keys() - {"span", "offer"}:
+    for name in FIELDS.keys() - {"span", "quant", "offer"}:
         with pytest.raises(RecordError, match=name):
             open_record(_sealed_fields({name: None}), SECRET, now=NOW)
     for name in FIELDS.keys() - {"offer"}:
