@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bundled import MakeSwarm
+from bundled import MakeSwarm, Reference
 
 from chainserve.models.resolve import resolve
 from chainserve_client.join import join
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 TESTS = Path(__file__).parents[1]
 
 
-def test_it_sees_the_swarm_the_plan_and_the_text_side_of_the_model(make_swarm: MakeSwarm) -> None:
+def test_it_sees_the_swarm_and_gets_the_models_own_answer(make_swarm: MakeSwarm, reference: Reference) -> None:
     swarm = make_swarm("0:15", "15:30")
     command = [sys.executable, str(TESTS / "client" / "forbidding.py"), "light_client", "--", swarm.token]
     done = subprocess.run(
@@ -34,6 +34,7 @@ def test_it_sees_the_swarm_the_plan_and_the_text_side_of_the_model(make_swarm: M
     messages = [{"role": "user", "content": "Why is the sky blue?"}]
     tokenizer = resolve(swarm.model).tokenizer()
     assert found["prompt"] == tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert tuple(found["answer"]) == reference.greedy(found["prompt"], 16)
 
 
 async def test_it_goes_on_when_the_server_that_it_asked_is_gone(make_swarm: MakeSwarm) -> None:
