@@ -27,14 +27,23 @@ import uvloop
 from circumstances import PROJECT, circumstances, keep
 from transformers import AutoModelForCausalLM
 
+from chainserve.models.cache import KVCache
+from chainserve.models.ends import End, Ends, end_skeleton
+from chainserve.models.load import load_weights
 from chainserve.models.resolve import resolve
+from chainserve.models.runner import Runner
+from chainserve.models.skeleton import build_skeleton
+from chainserve.protocol.messages import Step
+from chainserve.types import SessionId, Span
 from chainserve_client import AsyncClient
 from chainserve_server.local import LocalSwarm
 
 MODEL = "smollm2-135m"
 SPLITS = {"1 server": ["0:30"], "2 servers": ["0:15", "15:30"], "3 servers": ["0:10", "10:20", "20:30"]}
-SESSIONS = (1, 2, 4, 8)
-PROMPTS = (128, 512)
+SESSIONS = (1, 2, 4, 8, 16)
+PROMPTS = (128, 512, 1900)
+CONTEXT_TOKENS = 40
+"""Of sessions whose packed forward is timed by itself: what theirs have in the middle of an answer."""
 SEED = 0
 
 
@@ -54,6 +63,39 @@ class Plain:
         return time.perf_counter() - began
 
 
+class Packed:
+    """One packed forward of several sessions, with norm and head, and nothing around it."""
+
+    def __init__(self) -> None:
+        source = resolve(MODEL)
+        span, device = Span(0, source.num_blocks), torch.device("cpu")
+        blocks = build_skeleton(source.config, span)
+        ends = [end_skeleton(source.config, End.EMBEDDING)]
+        for skeleton in (blocks, *ends):
+            load_weights(skeleton, source, dtype=torch.float32, device=device, progress=False)
+        ends.append(end_skeleton(source.config, End.HEAD, beside=ends))
+        load_weights(ends[1], source, dtype=torch.float32, device=device, progress=False)
+        num_sessions = max(SESSIONS)
+        cache = KVCache(span, budget_tokens=num_sessions * (CONTEXT_TOKENS + 1))
+        self._runner, self._span = Runner(blocks, span, cache, ends=Ends(*ends)), span
+        self._sessions = [SessionId(number.to_bytes(16, "big")) for number in range(num_sessions)]
+        for session in self._sessions:
+            cache.reserve(session, span, num_lanes=1, max_tokens=CONTEXT_TOKENS + 1)
+            self._forward([Step(session, 0, 0, CONTEXT_TOKENS, 1)])
+
+    def step_s(self, num_sessions: int) -> float:
+        """Seconds of one token each of so many sessions."""
+        steps = [Step(session, 0, CONTEXT_TOKENS, 1, 1) for session in self._sessions[:num_sessions]]
+        began = time.perf_counter()
+        self._forward(steps)
+        return time.perf_counter() - began
+
+    def _forward(self, steps: list[Step]) -> None:
+        ids = torch.arange(1000, 1000 + sum(step.num_tokens for step in steps))
+        hidden = self._runner.forward(self._runner.ends.embed(ids), steps, self._span)
+        self._runner.ends.logits(hidden[-len(steps) :]).argmax(-1).tolist()
+
+
 async def stream(client: AsyncClient, prompt: list[int], num_tokens: int) -> tuple[float, float]:
     """Seconds to the first token, and for the rest."""
     answer = await client.generate(prompt, max_new_tokens=num_tokens, ignore_end=True, max_drafts=0)
@@ -71,6 +113,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     decode_s: dict[str, list[float]] = {}
     first_s: dict[str, dict[int, list[float]]] = {}
     sessions_s: dict[str, dict[int, list[float]]] = {}
+    packed_s: dict[int, list[float]] = {}
     with ExitStack() as swarms:
         clients: dict[str, AsyncClient] = {}
         async with AsyncExitStack() as connections:
@@ -84,7 +127,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             # One thread for transformers: torch keeps a pool of its own for each thread that computes.
             alone = connections.enter_context(ThreadPoolExecutor(max_workers=1))
             run = partial(asyncio.get_running_loop().run_in_executor, alone)
-            plain = await run(Plain)
+            plain, packed = await run(Plain), await run(Packed)
             for round_ in range(-1, options.rounds):  # the first one only warms up
                 kept = round_ >= 0
                 short = prompt(16)
@@ -107,6 +150,11 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                     for name, seconds in taken.items() if kept else ():
                         first_s.setdefault(name, {}).setdefault(length, []).append(seconds)
 
+                for num in SESSIONS:
+                    for _ in range(8 if kept else 1):
+                        seconds = await run(packed.step_s, num)
+                        if kept:
+                            packed_s.setdefault(num, []).append(seconds)
                 for name, client in clients.items():
                     for num in SESSIONS:
                         began = time.perf_counter()
@@ -139,6 +187,9 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_second_of_all_sessions": {
             name: {num: num * options.tokens / statistics.median(times) for num, times in by_num.items()}
             for name, by_num in sessions_s.items()
+        },
+        "tokens_per_second_of_packed_forwards": {
+            num: num / statistics.median(times) for num, times in packed_s.items()
         },
         "ms_to_first_token": {
             name: {length: 1000 * statistics.median(times) for length, times in by_length.items()}

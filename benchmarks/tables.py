@@ -37,6 +37,11 @@ def decode(report: dict[str, Any]) -> str:
         [name, *(f"{speed:.1f}" for speed in row.values())]
         for name, row in figures["tokens_per_second_of_all_sessions"].items()
     ]
+    packed = figures["tokens_per_second_of_packed_forwards"]
+    sessions.append(["one packed forward by itself", *(f"{speed:.1f}" for speed in packed.values())])
+    sessions = [
+        [*row, f"{float(row[-2]) / float(row[1]):.1f}", f"{float(row[-1]) / float(row[1]):.1f}"] for row in sessions
+    ]
     numbers = next(iter(figures["tokens_per_second_of_all_sessions"].values()))
     first = [[name, *(f"{ms:.0f}" for ms in row.values())] for name, row in figures["ms_to_first_token"].items()]
     lengths = next(iter(figures["ms_to_first_token"].values()))
@@ -48,7 +53,7 @@ def decode(report: dict[str, Any]) -> str:
             "One stream, 16 prompt tokens:",
             table(["", "tokens/s", "ms per token", "relative to transformers", "ms per extra hop"], streams),
             "Tokens per second of all sessions together:",
-            table(["", *(f"{num} at once" for num in numbers)], sessions),
+            table(["", *(f"{num} at once" for num in numbers), "8 over 1", "16 over 1"], sessions),
             "Milliseconds to the first token:",
             table(["", *(f"{length} prompt tokens" for length in lengths)], first),
         ]
@@ -87,6 +92,42 @@ def planning(report: dict[str, Any]) -> str:
             f"{about['hardware']}; {about['software']}; medians of {about['rounds']} rounds, CPU seconds of one core. "
             f"In brackets the exponent with which the time grew since the row above.",
             table(["servers J", "chains", *(f"{column}, s" for column in PLANNED.values())], rows),
+        ]
+    )
+
+
+def distance(report: dict[str, Any]) -> str:
+    """Tokens around far servers beside the bound, speed with drafts, prompts through many servers: as Markdown."""
+    about, figures = report["circumstances"], report["figures"]
+    loops = [
+        [name, f"{row['ms_per_token']:.1f}", f"{row['bound_ms']:.1f}", f"{row['ratio']:.3f}"]
+        for name, row in figures["loop"].items()
+    ]
+    drafts = [
+        [
+            kind,
+            f"{row['plain_tokens_per_second']:.1f}",
+            f"{row['drafted_tokens_per_second']:.1f}",
+            f"{row['speedup']:.2f}",
+            f"{row['least']:.2f} to {row['most']:.2f}",
+        ]
+        for kind, row in figures["drafts"].items()
+    ]
+    prompts = [
+        [num, f"{row['ms_to_first_token']:.0f}", f"{row['speedup']:.2f}", f"{row['per_server']:.2f}"]
+        for num, row in figures["prompt"].items()
+    ]
+    return "\n\n".join(
+        [
+            f"## Servers far from each other\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: "
+            f"{about['model']}; {about['hardware']}; {about['software']}; every frame takes "
+            f"{about['one_way_ms']:.0f} ms longer; medians of {about['rounds']} rounds.",
+            "One stream around the servers; the bound is what they computed, and one way per server:",
+            table(["", "ms per token", "bound, ms", "ratio"], loops),
+            "Three servers, greedy answers with drafts and without, the same tokens:",
+            table(["prompts", "tokens/s without", "with", "speedup", "of single prompts"], drafts),
+            f"A prompt of {about['prompt_tokens']:,} tokens through equal servers that sleep where they would compute:",
+            table(["servers", "ms to first token", "speedup", "per server"], prompts),
         ]
     )
 
@@ -327,7 +368,7 @@ def quantization(report: dict[str, Any]) -> str:
     )
 
 
-SECTIONS = (decode, planning, simulator, profiles, churn, admission, burst, chaos, quantization)
+SECTIONS = (decode, distance, planning, simulator, profiles, churn, admission, burst, chaos, quantization)
 
 
 def main() -> None:

@@ -5,9 +5,15 @@ kept is what its hash says.
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from chainserve.protocol.messages import Step
 from chainserve.protocol.pages import PAGE_TOKENS, page_hashes
+
+
+def num_common(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    """Pages that two prompts begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 class CertainPages:

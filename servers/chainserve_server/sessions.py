@@ -31,16 +31,22 @@ from chainserve.protocol.messages import (
     Sampled,
     Stalled,
 )
+from chainserve.protocol.pages import PAGE_TOKENS
 from chainserve.protocol.places import Answer, HeadChain, Places
 from chainserve.protocol.sampling import Sampling
 from chainserve.types import PeerId, SessionId, Span
 from chainserve_server.engine import Engine
-from chainserve_server.kept_pages import CertainPages
+from chainserve_server.kept_pages import CertainPages, num_common
 from chainserve_server.steps import Post, ServerSession, Steps
 from chainserve_server.token_mode import ExtraSeconds, HeadTokens
 from chainserve_server.work import Outgoing
 
 logger = logging.getLogger(__name__)
+
+LEAST_PAGES = 4
+"""Fewer pages of a common prefix are not worth waiting for."""
+PREFIX_WAIT_S = 5.0
+"""So long a session waits, at most, while another one computes the prefix of its prompt."""
 
 IDLE_S = 300.0
 """A session without a step for so long is taken for abandoned."""
@@ -84,6 +90,7 @@ class Sessions:
         self._open: dict[SessionId, ServerSession] = {}
         self.closed_because: str | None = "is loading its blocks"  # None: open for sessions
         self.counts: Counter[str] = Counter()
+        self._waiting: dict[SessionId, list[tuple[PeerId, Open, float]]] = {}  # by whose pages they wait for
         self._steps = Steps(
             me,
             self._open,
@@ -94,6 +101,7 @@ class Sessions:
             post=post,
             fail=self.fail,
             stray=self._stray,
+            on_kept=self._let_in,
             counts=self.counts,
             clock=clock,
         )
@@ -145,6 +153,9 @@ class Sessions:
         if self.closed_because is not None:
             self._answer(self.places.close(self.closed_because))
         self._answer(self.places.tick(now_s))
+        for first, waiting in list(self._waiting.items()):
+            if any(now_s - since_s > PREFIX_WAIT_S for _, _, since_s in waiting):
+                self._let_in(first)
         abandoned = [id_ for id_, session in self._open.items() if now_s - session.active_s > self._idle_s]
         self.end(abandoned, FailureCode.ABANDONED, f"no step for {self._idle_s:.0f} s")
         if self._num_waiting != self.places.num_waiting:
@@ -158,6 +169,7 @@ class Sessions:
 
     def lost(self, peer: PeerId, reason: str) -> None:
         """End every session that ran over the link to `peer`, and free the places that it asked for."""
+        self._stop_waiting(lambda who, _: who == peer)
         self._answer(self.places.lost(peer, now_s=self._clock()))
         for session_id, session in list(self._open.items()):
             if peer in session.neighbours:
@@ -190,7 +202,7 @@ class Sessions:
             return
         self._answer([(peer, Failed(message.session, self._me, *refusal))])
 
-    def _handle_open(self, peer: PeerId, message: Open) -> None:
+    def _handle_open(self, peer: PeerId, message: Open, *, has_waited: bool = False) -> None:
         hop = message.hops[message.position]
         before = message.hops[message.position - 1].peer if message.position else message.client
         refusal: tuple[FailureCode, str] | None = None
@@ -203,7 +215,11 @@ class Sessions:
         elif self.span is None or not self.span.covers(hop.span):
             refusal = FailureCode.NOT_HELD, f"holds blocks {self.span or 'none'}, not {hop.span}"
         else:
-            refusal = self._reserve(peer, message)
+            refusal = self._take_place(peer, message) if not has_waited else None
+            if refusal is None and not has_waited and (first := self._who_computes(message)) is not None:
+                self._waiting.setdefault(first, []).append((peer, message, self._clock()))
+                return
+            refusal = refusal or self._reserve(message)
         is_head = message.position == 0
         if refusal:
             self._answer([(peer, Failed(message.session, self._me, *refusal))])
@@ -222,6 +238,7 @@ class Sessions:
             max_tokens=message.max_tokens,
             active_s=self._clock(),
             num_hops=len(message.hops),
+            prefix=message.prefix,
         )
         if message.sampling is not None:
             self._begin_token_mode(session, message, message.sampling)
@@ -259,15 +276,36 @@ class Sessions:
         if session.far == self._me:
             session.far = None
 
-    def _reserve(self, peer: PeerId, message: Open) -> tuple[FailureCode, str] | None:
-        """Take up the session's place if its chain begins here, and reserve its cache; returns why not."""
-        num_lanes, max_tokens = message.num_lanes, message.max_tokens
-        if message.sampling is not None and num_lanes != 1:
-            return FailureCode.BAD_MESSAGE, f"token mode has one lane, not {num_lanes}"
+    def _take_place(self, peer: PeerId, message: Open) -> tuple[FailureCode, str] | None:
+        """Take up the session's place if its chain begins here; returns why not."""
+        num_tokens = message.num_lanes * message.max_tokens
+        if message.sampling is not None and message.num_lanes != 1:
+            return FailureCode.BAD_MESSAGE, f"token mode has one lane, not {message.num_lanes}"
         if message.position == 0:
-            reason = self.places.open(peer, message.session, message.hops, num_lanes * max_tokens, now_s=self._clock())
+            reason = self.places.open(peer, message.session, message.hops, num_tokens, now_s=self._clock())
             if reason is not None:
                 return FailureCode.NO_PLACE, reason
+        return None
+
+    def _who_computes(self, message: Open) -> SessionId | None:
+        """A session of this head that computes the first pages of this prompt now: it pays to wait for them."""
+        if message.position or not message.prefix:
+            return None
+        for session_id, session in self._open.items():
+            num_pages = num_common(session.prefix, message.prefix)
+            tokens = session.tokens
+            if num_pages >= LEAST_PAGES and tokens is not None and tokens.is_computing(num_pages * PAGE_TOKENS):
+                return session_id
+        return None
+
+    def _let_in(self, first: SessionId) -> None:
+        """The pages of this session's prompt are kept, or will never be: those that waited for them open now."""
+        for peer, message, _ in self._waiting.pop(first, ()):
+            self._handle_open(peer, message, has_waited=True)
+
+    def _reserve(self, message: Open) -> tuple[FailureCode, str] | None:
+        """Reserve the session's cache; returns why not."""
+        num_lanes, max_tokens = message.num_lanes, message.max_tokens
         span = message.hops[message.position].span
         try:
             self._engine.cache.reserve(
@@ -282,6 +320,7 @@ class Sessions:
     def _handle_close(self, peer: PeerId, message: Close) -> None:
         session = self._open.get(message.session)
         if session is None:
+            self._stop_waiting(lambda who, session_id: (who, session_id) == (peer, message.session))
             self._answer(self.places.end(peer, message.session, now_s=self._clock()))
         elif session.previous != peer:
             self._stray(peer, message)
@@ -315,6 +354,12 @@ class Sessions:
         if session.num_out:
             self._on_served(session.num_in, session.num_out)
         self._on_change()
+        self._let_in(session_id)
+
+    def _stop_waiting(self, is_gone: Callable[[PeerId, SessionId], bool]) -> None:
+        """Forget who waited for the pages of others and does not want to be opened any more."""
+        for first, waiting in list(self._waiting.items()):
+            self._waiting[first] = [one for one in waiting if not is_gone(one[0], one[1].session)]
 
     def _answer(self, answers: Iterable[Answer]) -> None:
         for client, message in answers:

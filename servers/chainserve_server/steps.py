@@ -25,7 +25,7 @@ from chainserve.protocol.session import rows_of
 from chainserve.types import PeerId, SessionId, Span
 from chainserve_server.engine import Engine, Fail
 from chainserve_server.kept_pages import CertainPages
-from chainserve_server.token_mode import HeadTokens
+from chainserve_server.token_mode import KEPT_AFTER, HeadTokens
 from chainserve_server.work import Keeping, Outgoing, Reordering, Work
 
 Post = Callable[[PeerId, Message], None]
@@ -52,6 +52,7 @@ class ServerSession:
     tokens: HeadTokens | None = None  # at the head, in token mode
     sampler: TokenSampler | None = None  # at the tail, in token mode
     far: PeerId | None = None  # in token mode the head's tail and the tail's head
+    prefix: tuple[bytes, ...] = ()  # hashes of the prompt's pages
     pages: CertainPages | None = None  # in token mode: what others may be spared to compute
 
     @property
@@ -79,6 +80,7 @@ class Steps:
         post: Post,
         fail: Fail,
         stray: Callable[[PeerId, Message], None],
+        on_kept: Callable[[SessionId], None],
         counts: Counter[str],
         clock: Callable[[], float],
     ) -> None:
@@ -91,6 +93,7 @@ class Steps:
         self._post = post
         self._fail = fail
         self._stray = stray
+        self._on_kept = on_kept
         self._counts = counts
         self._clock = clock
 
@@ -173,6 +176,8 @@ class Steps:
         session.active_s = self._clock()
         session.num_out += len(choice.ids)
         self._feed(session, tokens.next_step(choice))
+        if tokens.num_answers == KEPT_AFTER:
+            self._on_kept(choice.session)
 
     def _feed(self, session: ServerSession, step: Step | None) -> None:
         """Run a step of tokens, if there is one, from the head on."""

@@ -12,6 +12,9 @@ from chainserve.protocol.messages import Choice, Step
 from chainserve.types import SessionId
 from chainserve_server.drafts import PromptLookup
 
+KEPT_AFTER = 2
+"""Answers of the tail: before the second, the step behind the prompt has made every server keep the prompt's pages."""
+
 ExtraSeconds = Callable[[int], float]
 
 
@@ -28,6 +31,7 @@ class HeadTokens:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_cached: int | None = None  # tokens that nobody has to compute; None: the chain does not stand yet
+        self.num_answers = 0  # of the tail, so far
         self._num_emitted = 0  # steps that have gone on to the next server
         self._fed_end = 0  # position up to which tokens were given to the engine
         self._emitted_end = 0  # and up to which they have left it
@@ -68,6 +72,10 @@ class HeadTokens:
         self._emitted_end = step.start + step.num_tokens
         return replace(step, sequence=self._num_emitted - 1)
 
+    def is_computing(self, num_tokens: int) -> bool:
+        """Whether the first tokens of the prompt are on their way to be cached everywhere."""
+        return self.num_answers < KEPT_AFTER and (self.num_cached is None or self.num_cached < num_tokens)
+
     @property
     def last_sequence(self) -> int:
         """Number of the step whose outputs come next: the last one that has gone on, or one that waits here still."""
@@ -81,6 +89,7 @@ class HeadTokens:
     def next_step(self, choice: Choice) -> Step | None:
         """Take what the tail has chosen, and go on with it; None after the last token."""
         self._learn(choice)
+        self.num_answers += 1
         self._known.extend(choice.ids)
         if choice.is_last or len(self.ids) > self._max_tokens:
             return None
