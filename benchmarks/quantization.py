@@ -47,11 +47,15 @@ SEED = 0
 class Kind:
     """All blocks of a model in one kind of weights, and a client's ends for them."""
 
-    def __init__(self, model: str, dtype: torch.dtype, quant: str | None, device: torch.device) -> None:
+    def __init__(
+        self, model: str, dtype: torch.dtype, quant: str | None, threshold: float, device: torch.device
+    ) -> None:
         source = resolve(model)
         span = Span(0, source.num_blocks)
         if quant:
             quantize_blocks(source.config, quant, dtype=dtype, device=device)
+        if threshold:
+            source.config.quantization_config.llm_int8_threshold = threshold
         skeleton = build_skeleton(source.config, span)
         self.load_s = load_weights(skeleton, source, dtype=dtype, device=device, progress=False).seconds
         self.weight_bytes = sum(bytes_by_block(source.config, dtype))
@@ -118,12 +122,18 @@ class Kind:
         return math.exp(statistics.mean(losses))
 
 
-def kinds(device: torch.device) -> dict[str, tuple[torch.dtype, str | None]]:
-    """By name, what weights are and compute in, and what they are quantized to."""
-    plain = {"float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None)}
+def kinds(device: torch.device) -> dict[str, tuple[torch.dtype, str | None, float]]:
+    """By name, what weights are and compute in, what they are quantized to, and what input is an outlier for int8."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    methods = (INT8, NF4) if device.type == "cpu" else (INT8, NF4, FP8)
-    return plain | {f"{method} in {str(dtype).removeprefix('torch.')}": (dtype, method) for method in methods}
+    name = str(dtype).removeprefix("torch.")
+    found = {
+        "float32": (torch.float32, None, 0.0),
+        "bfloat16": (torch.bfloat16, None, 0.0),
+        f"int8 in {name}": (dtype, INT8, 0.0),
+        "the same with outliers apart, as transformers has it": (dtype, INT8, 6.0),
+        f"nf4 in {name}": (dtype, NF4, 0.0),
+    }
+    return found if device.type == "cpu" else found | {f"fp8 in {name}": (dtype, FP8, 0.0)}
 
 
 def main() -> None:
@@ -135,8 +145,8 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     measured: dict[str, Kind] = {}
-    for name, (dtype, quant) in kinds(device).items():
-        measured[name] = Kind(options.model, dtype, quant, device)
+    for name, (dtype, quant, threshold) in kinds(device).items():
+        measured[name] = Kind(options.model, dtype, quant, threshold, device)
         print(f"{name}: loaded in {measured[name].load_s:.1f} s", flush=True)
     for round_ in range(-1, options.rounds):  # the first one only warms up
         for kind in measured.values():

@@ -79,7 +79,7 @@ def load_weights(
                 made = made[0]
             for name, value in made.items():
                 assign(model, name, value[0] if isinstance(value, list) else value, device=device)
-            if len(group.sources) > 1:
+            if len(group.sources) > 1 or is_quantized(_module_of(model, group.target)):
                 _return_freed_memory()
     for name, twin in tied_pairs(model).items():
         assign(model, name, model.get_parameter(twin), device=device)

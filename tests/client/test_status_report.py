@@ -61,6 +61,8 @@ def test_servers_that_differ_in_dtype_or_version_say_which_they_have() -> None:
     text = to_text(status(server("a", 0, 8), server("b", 0, 8, dtype="float32")))
     assert "2 servers, version 0.1.0\n" in text
     assert [line.split()[-5] for line in text.splitlines()[4:6]] == ["bfloat16", "float32"]
+    text = to_text(status(server("a", 0, 8), server("b", 0, 8, quant="nf4")))
+    assert "nf4 in bfloat16" in text
     assert "dtype bfloat16\n" in to_text(status(server("a", 0, 8), server("b", 0, 8, version="0.2.0")))
 
 

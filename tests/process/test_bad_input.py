@@ -102,6 +102,7 @@ def test_a_server_says_at_once_that_a_token_has_expired(quick: Path) -> None:
         (["--blocks", "0:9", "--memory", "5MB"], "0 blocks would fit"),
         (["--memory", "30MB"], "and 30 MB are given"),
         (["--device", "cuda"], "no device cuda"),
+        (["--quant", "fp8"], "8.9 or newer .*cpu would only emulate it: take int8 or nf4"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
