@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from chainserve.models.cache import KVCache
 from chainserve.models.sampling import TokenSampler
 from chainserve.planning.values import Placement, PlannedChain
 from chainserve.protocol.messages import Message, Step
+from chainserve.protocol.pages import PAGE_TOKENS
 from chainserve.protocol.places import Places
 from chainserve.protocol.sampling import Sampling
 from chainserve.swarm.memory import MemoryHub, MemorySwarm
@@ -86,6 +88,25 @@ class SumCache(KVCache):
     def __init__(self, span: Span | None, *, budget_tokens: int) -> None:
         super().__init__(span, budget_tokens=budget_tokens)
         self.sums: dict[SessionId, dict[tuple[int, int], torch.Tensor]] = {}  # by lane and block
+        self.pages: dict[tuple[bytes, int], torch.Tensor] = {}  # by hash and block
+
+    def reserve(
+        self, session: SessionId, span: Span, *, num_lanes: int, max_tokens: int, prefix: Sequence[bytes] = ()
+    ) -> int:
+        super().reserve(session, span, num_lanes=num_lanes, max_tokens=max_tokens)
+        known = list(takewhile(lambda page: all((page, number) in self.pages for number in span), prefix))
+        if known:
+            self._sessions[session].lanes[0].length = len(known) * PAGE_TOKENS
+            self.sums[session] = {
+                (0, number): torch.cat([self.pages[page, number] for page in known]) for number in span
+            }
+        return len(known) * PAGE_TOKENS
+
+    def keep(self, session: SessionId, prefix: Sequence[bytes]) -> None:
+        for (_, number), sums in self.sums.get(session, {}).items():
+            for page, rows in zip(prefix, sums.split(PAGE_TOKENS), strict=False):
+                assert len(rows) == PAGE_TOKENS
+                self.pages[page, number] = rows
 
     def reorder(self, session: SessionId, sources: Sequence[int]) -> None:
         super().reorder(session, sources)
