@@ -6,7 +6,7 @@ copied. No mask reaches us: transformers builds none for an implementation that 
 a sequence may see follows from positions alone: new tokens are the last ones, and a window drops old keys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,30 +22,45 @@ ATTENTION_ARGUMENTS = frozenset({"scaling", "sliding_window", "softcap", "s_aux"
 
 
 class Masks:
-    """What chunks may see, made once for all blocks of a forward."""
+    """What the chunks of a forward may see, made once for blocks in a row that have the same window.
+
+    Those of another window are dropped first, so that blocks of two kinds take no more memory than one kind alone.
+    """
 
     def __init__(self) -> None:
-        self._visible: dict[tuple[object, ...], Tensor] = {}
-        self._added: dict[tuple[object, ...], Tensor] = {}
+        self._window: int | None = None
+        self._made: dict[tuple[int, ...], Tensor] = {}
 
     def visible(self, num_new: int, length: int, *, window: int | None, device: torch.device) -> Tensor:
         """Which of `length` keys each of the last `num_new` positions sees: bool (num_new, length)."""
-        key = (num_new, length, window, device)
-        if key not in self._visible:
+
+        def make() -> Tensor:
             keys = torch.arange(length, device=device)
             queries = keys[length - num_new :, None]
             visible = keys <= queries
-            self._visible[key] = visible if window is None else visible & (keys > queries - window)
-        return self._visible[key]
+            return visible if window is None else visible & (keys > queries - window)
+
+        return self._get((num_new, length), window, make)
 
     def added(self, num_groups: int, num_new: int, length: int, *, window: int | None, like: Tensor) -> Tensor:
         """The same as numbers to add to scores, 0 or -inf, for `num_groups` heads: (num_groups * num_new, length)."""
-        key = (num_groups, num_new, length, window, like.dtype)
-        if key not in self._added:
-            mask = like.new_zeros(num_groups, num_new, length)
-            mask.masked_fill_(~self.visible(num_new, length, window=window, device=like.device), float("-inf"))
-            self._added[key] = mask.view(num_groups * num_new, length)
-        return self._added[key]
+
+        def make() -> Tensor:
+            past, hidden = length - num_new, float("-inf")
+            mask = like.new_full((num_groups, num_new, length), hidden).triu_(past + 1)
+            if window is not None:
+                mask.add_(like.new_full((num_new, length), hidden).tril_(past - window))
+            return mask.view(num_groups * num_new, length)
+
+        return self._get((num_groups, num_new, length), window, make)
+
+    def _get(self, shape: tuple[int, ...], window: int | None, make: Callable[[], Tensor]) -> Tensor:
+        if window != self._window:
+            self._window = window
+            self._made.clear()
+        if shape not in self._made:
+            self._made[shape] = make()
+        return self._made[shape]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,26 +2,39 @@
 
 A session reserves room for the longest it may grow to when it opens, so that it never runs out half way. Memory is
 taken block by block at first use, as one buffer per lane that never moves: what attention reads are views of it.
+
+What room no session has reserved holds pages of earlier prompts. A session whose prompt begins with such pages adopts
+them: they are pinned, and copied into its own buffer of each block when that is first used.
+
+The books (reservations, which pages are there, pins) change under a lock, in the event loop and in the compute thread.
+Memory is taken and copied in the compute thread only, and after the books say that there is room.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from chainserve.errors import CacheFullError, StepError
 from chainserve.models.attention import Masks, Ragged, split_packed
+from chainserve.models.pages import Page, PageStore, copy_page, join_pages
 from chainserve.protocol.messages import Step
+from chainserve.protocol.pages import PAGE_TOKENS
 from chainserve.types import SessionId, Span
 
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """One sequence: how many tokens it has cached, and per block keys and values (1, kv_heads, max_tokens, dim)."""
+    """One sequence: how many tokens it has cached, and per block keys and values (1, kv_heads, max_tokens, dim).
+
+    In blocks that are named in `adopted`, its first tokens are still in these pages.
+    """
 
     length: int = 0
     slots: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    adopted: dict[int, list[Page]] = field(default_factory=dict)
 
     def copy_from(self, other: "_Lane") -> None:
         self.length = other.length
@@ -57,11 +70,18 @@ class KVCache:
         self.budget_tokens = budget_tokens
         self._sessions: dict[SessionId, _Reservation] = {}
         self._reserved = 0  # in tokens times blocks
+        self._store = PageStore()
+        self._books = Lock()
 
     def resize(self, span: Span | None, *, budget_tokens: int) -> None:
-        """Serve other blocks, or with more or less room. What sessions have reserved stays theirs until released."""
-        self.span = span
-        self.budget_tokens = budget_tokens
+        """Serve other blocks, or with more or less room. What sessions have reserved stays theirs until released.
+
+        Kept pages go if their blocks are not served any more, or if there is no room for them.
+        """
+        with self._books:
+            self.span = span
+            self.budget_tokens = budget_tokens
+            self._settle()
 
     @property
     def reserved(self) -> int:
@@ -69,26 +89,37 @@ class KVCache:
         return self._reserved
 
     @property
+    def kept(self) -> int:
+        """What kept pages hold, in tokens times blocks."""
+        return self._store.cost
+
+    @property
     def free_tokens(self) -> int:
-        """Tokens that sessions over the whole span could still reserve."""
+        """Tokens that sessions over the whole span could still reserve; kept pages make way, unless pinned."""
         return self._free // len(self.span) if self.span else 0
 
     @property
-    def _free(self) -> int:
+    def _unreserved(self) -> int:
         """In tokens times blocks; none where less room is left than sessions have reserved."""
         return max(0, self.budget_tokens * len(self.span) - self._reserved) if self.span else 0
 
-    def keep(self, session: SessionId, pages: Sequence[bytes]) -> None:
-        """SHIM"""
+    @property
+    def _free(self) -> int:
+        return max(0, self._unreserved - self._store.pinned_cost)
 
     def reserve(
         self, session: SessionId, span: Span, *, num_lanes: int, max_tokens: int, prefix: Sequence[bytes] = ()
-    ) -> None:
+    ) -> int:
         """Keep room for `num_lanes` sequences of up to `max_tokens` tokens through the blocks of `span`.
 
-        CacheFullError if there is not enough; StepError if the session has a reservation, or asks for blocks that
-        are not here or for no room at all.
+        Returns how many tokens lane 0 has already: of the pages that `prefix` names, the leading ones that are kept for
+        all of these blocks. CacheFullError if there is not enough room; StepError if the session has a reservation, or
+        asks for blocks that are not here or for no room at all.
         """
+        with self._books:
+            return self._reserve(session, span, num_lanes, max_tokens, prefix)
+
+    def _reserve(self, session: SessionId, span: Span, num_lanes: int, max_tokens: int, prefix: Sequence[bytes]) -> int:
         if session in self._sessions:
             raise StepError(session, "has reserved its cache already")
         if self.span is None or not self.span.covers(span):
@@ -100,11 +131,92 @@ class KVCache:
             raise CacheFullError(-(-reservation.cost // len(self.span)), free_tokens=self.free_tokens)
         self._reserved += reservation.cost
         self._sessions[session] = reservation
+        return self._adopt(reservation, prefix[: max_tokens // PAGE_TOKENS])
+
+    def _adopt(self, reservation: _Reservation, prefix: Sequence[bytes]) -> int:
+        """Let a new session have what is kept of `prefix`, and make room for what it reserved; tokens adopted."""
+        lane, blocks = reservation.lanes[0], reservation.span
+        num_adopted = 0
+        for page_hash in prefix:
+            pages = self._store.get(page_hash, blocks)
+            if pages is None:
+                break
+            self._store.pin(pages)
+            if self._store.pinned_cost > self._unreserved:  # the room is needed for the session itself
+                self._store.unpin(pages)
+                break
+            for page in pages:
+                lane.adopted.setdefault(page.block, []).append(page)
+            num_adopted += 1
+        self._store.touch(prefix[:num_adopted], blocks)
+        self._settle()
+        lane.length = num_adopted * PAGE_TOKENS
+        return lane.length
+
+    def _settle(self) -> None:
+        """Drop the kept pages that no session can use or that there is no room for, except for pinned ones."""
+        self._store.retain(self.span)
+        self._store.evict(self._store.cost - self._unreserved)
 
     def release(self, session: SessionId) -> None:
         """Free what the session holds; nothing happens if it holds nothing."""
-        if reservation := self._sessions.pop(session, None):
-            self._reserved -= reservation.cost
+        with self._books:
+            if reservation := self._sessions.pop(session, None):
+                self._reserved -= reservation.cost
+                for block in reservation.span:
+                    self._let_go(reservation.lanes[0], block)
+                self._settle()
+
+    def _let_go(self, lane: _Lane, block: int) -> None:
+        """Unpin what a lane has adopted for one block."""
+        self._store.unpin(lane.adopted.pop(block, ()))
+
+    def take_over(self, lane: _Lane, block: int, max_tokens: int) -> None:
+        """Copy what a lane has adopted for one block to a buffer of its own. Called in the compute thread."""
+        if pages := lane.adopted.get(block):  # a release at this moment lets the pages go, but not their memory
+            lane.slots[block] = join_pages(pages, max_tokens)
+            with self._books:
+                self._let_go(lane, block)
+                self._settle()
+
+    @torch.inference_mode()
+    def keep(self, session: SessionId, prefix: Sequence[bytes]) -> None:
+        """Keep the pages that `prefix` names, which begin lane 0, for later sessions, as far as there is room.
+
+        Pages used longest ago make way for them. Called in the compute thread, between forwards. The session may be
+        released meanwhile, before which the books had room for both. Nothing happens if it is gone.
+        """
+        with self._books:
+            reservation = self._sessions.get(session)
+            if reservation is None or self.span is None:
+                return
+            lane = reservation.lanes[0]
+            prefix = prefix[: lane.length // PAGE_TOKENS]
+            blocks = [block for block in reservation.span if block in self.span and block in lane.slots]
+            slots = {block: lane.slots[block] for block in blocks}
+            self._store.touch(prefix, blocks)
+            adding = self._make_place(prefix, blocks)
+        try:
+            for index, page in adding:
+                page.states = copy_page(slots[page.block], index)
+        finally:
+            with self._books:
+                self._store.unpin([page for _, page in adding])
+                self._store.touch(prefix, blocks)
+                self._settle()
+
+    def _make_place(self, prefix: Sequence[bytes], blocks: Sequence[int]) -> list[tuple[int, Page]]:
+        """Pages to fill, with their place in `prefix`: those that are not kept, until the room ends."""
+        adding: list[tuple[int, Page]] = []
+        sparing = frozenset(prefix)
+        for index, page_hash in enumerate(prefix):
+            for block in blocks:
+                if self._store.has(page_hash, block):
+                    continue
+                if not self._store.evict(self._store.cost + PAGE_TOKENS - self._unreserved, sparing=sparing):
+                    return adding
+                adding.append((index, self._store.add(page_hash, block)))
+        return adding
 
     def length(self, session: SessionId, lane: int) -> int:
         """Tokens cached in a lane."""
@@ -123,6 +235,8 @@ class KVCache:
         reservation = self._reservation(session)
         old = reservation.lanes
         new = [self._lane(session, source) for source in sources]
+        for block in reservation.span:  # of lane 0, if it has not run yet
+            self.take_over(old[0], block, reservation.max_tokens)
         if len(new) != len(old):
             raise StepError(session, f"has {len(old)} lanes, a reordering names {len(new)}")
         spare = [lane for lane in old if lane not in new]
@@ -160,16 +274,20 @@ class KVCache:
             parts[step.session, step.lane] = _Part(lane, step.start, end, reservation.max_tokens)
         for part in parts.values():
             part.lane.length = part.start
-        return PackedCache(list(parts.values()))
+        return PackedCache(list(parts.values()), self.take_over)
 
     def check(self) -> None:
-        """AssertionError unless what is reserved adds up and no lane exceeds what it reserved."""
+        """AssertionError unless the books add up and no lane exceeds what it reserved; not while a forward runs."""
         reserved = sum(reservation.cost for reservation in self._sessions.values())
         assert self._reserved == reserved, (self._reserved, reserved)
+        lanes = [lane for reservation in self._sessions.values() for lane in reservation.lanes]
+        self._store.check(page for lane in lanes for pages in lane.adopted.values() for page in pages)
+        assert self._store.cost <= max(self._unreserved, self._store.pinned_cost), (self._store.cost, self._unreserved)
         for reservation in self._sessions.values():
             for lane in reservation.lanes:
                 assert 0 <= lane.length <= reservation.max_tokens, lane.length
                 assert all(block in reservation.span for block in lane.slots), list(lane.slots)
+                assert not lane.slots.keys() & lane.adopted.keys(), (list(lane.slots), list(lane.adopted))
 
     def _reservation(self, session: SessionId) -> _Reservation:
         try:
@@ -197,8 +315,9 @@ class _Part:
 class PackedCache:
     """What the blocks see as their cache during one packed forward pass."""
 
-    def __init__(self, parts: Sequence[_Part]) -> None:
+    def __init__(self, parts: Sequence[_Part], take_over: Callable[[_Lane, int, int], None]) -> None:
         self._parts = parts
+        self._take_over = take_over
         self._num_new = [part.end - part.start for part in parts]
         self._masks = Masks()
 
@@ -209,6 +328,8 @@ class PackedCache:
         all_keys, all_values = [], []
         pieces = zip(split_packed(keys, self._num_new), split_packed(values, self._num_new), strict=True)
         for part, (k, v) in zip(self._parts, pieces, strict=True):
+            if part.lane.adopted:
+                self._take_over(part.lane, layer_idx, part.max_tokens)
             if (slot := part.lane.slots.get(layer_idx)) is None:
                 slot = part.lane.slots[layer_idx] = (_room(k, part.max_tokens), _room(v, part.max_tokens))
             slot[0].narrow(2, part.start, k.shape[2]).copy_(k)
