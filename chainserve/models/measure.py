@@ -20,6 +20,7 @@ from chainserve.models.conversion import weight_dtypes
 from chainserve.models.costs import end_costs
 from chainserve.models.ends import End, Ends, end_skeleton
 from chainserve.models.load import assign, bytes_by_block
+from chainserve.models.quantize import unquantized
 from chainserve.models.runner import Runner
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.support import cache_bytes_per_token
@@ -57,7 +58,9 @@ def measure(
     Takes memory for two blocks, or for `COLD_BYTES` of smaller ones, for the head, and for the largest batch.
     """
     num_blocks, sizes = config.num_hidden_layers, bytes_by_block(config, dtype)
-    num_measured = min(num_blocks, max(2, -(-COLD_BYTES // sizes[-1])))
+    plain = unquantized(config)  # quantized weights pass through caches as what a step makes of them
+    plain_bytes = sizes[-1] if plain is config else bytes_by_block(plain, dtype)[-1]
+    num_measured = min(num_blocks, max(2, -(-COLD_BYTES // plain_bytes)))
     span = Span(num_blocks - num_measured, num_blocks)  # of mixtures of experts the first blocks are often dense
     runner = random_runner(config, span, dtype=dtype, device=device)
     kinds = {Span(block, block + 1) for block in last_of_each_kind(config, sizes)}
