@@ -28,7 +28,7 @@ from circumstances import PROJECT, circumstances, keep
 from transformers import AutoModelForCausalLM
 
 from chainserve.models.cache import KVCache
-from chainserve.models.ends import End, Ends, end_skeleton
+from chainserve.models.ends import Ends
 from chainserve.models.load import load_weights
 from chainserve.models.resolve import resolve
 from chainserve.models.runner import Runner
@@ -70,14 +70,12 @@ class Packed:
         source = resolve(MODEL)
         span, device = Span(0, source.num_blocks), torch.device("cpu")
         blocks = build_skeleton(source.config, span)
-        ends = [end_skeleton(source.config, End.EMBEDDING)]
-        for skeleton in (blocks, *ends):
+        ends = build_skeleton(source.config, None, embed=True, head=True)
+        for skeleton in (blocks, ends):
             load_weights(skeleton, source, dtype=torch.float32, device=device, progress=False)
-        ends.append(end_skeleton(source.config, End.HEAD, beside=ends))
-        load_weights(ends[1], source, dtype=torch.float32, device=device, progress=False)
         num_sessions = max(SESSIONS)
         cache = KVCache(span, budget_tokens=num_sessions * (CONTEXT_TOKENS + 1))
-        self._runner, self._span = Runner(blocks, span, cache, ends=Ends(*ends)), span
+        self._runner, self._span = Runner(blocks, span, cache, ends=Ends(ends)), span
         self._sessions = [SessionId(number.to_bytes(16, "big")) for number in range(num_sessions)]
         for session in self._sessions:
             cache.reserve(session, span, num_lanes=1, max_tokens=CONTEXT_TOKENS + 1)
