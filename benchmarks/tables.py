@@ -368,7 +368,7 @@ def quantization(report: dict[str, Any]) -> str:
     )
 
 
-SECTIONS = (decode, distance, planning, simulator, profiles, churn, admission, burst, chaos, quantization)
+SECTIONS = (decode, planning, simulator, profiles, churn, admission, burst, chaos, quantization)
 
 
 def main() -> None:
