@@ -71,6 +71,7 @@ class KVCache:
         self._sessions: dict[SessionId, _Reservation] = {}
         self._reserved = 0  # in tokens times blocks
         self._store = PageStore()
+        self._store.serve(span)
         self._books = Lock()
 
     def resize(self, span: Span | None, *, budget_tokens: int) -> None:
@@ -81,6 +82,7 @@ class KVCache:
         with self._books:
             self.span = span
             self.budget_tokens = budget_tokens
+            self._store.serve(span)
             self._settle()
 
     @property
@@ -154,8 +156,7 @@ class KVCache:
         return lane.length
 
     def _settle(self) -> None:
-        """Drop the kept pages that no session can use or that there is no room for, except for pinned ones."""
-        self._store.retain(self.span)
+        """Drop the kept pages that there is no room for, except for pinned ones."""
         self._store.evict(self._store.cost - self._unreserved)
 
     def release(self, session: SessionId) -> None:
@@ -183,8 +184,9 @@ class KVCache:
     def keep(self, session: SessionId, prefix: Sequence[bytes]) -> None:
         """Keep the pages that `prefix` names, which begin lane 0, for later sessions, as far as there is room.
 
-        Pages used longest ago make way for them. Called in the compute thread, between forwards. The session may be
-        released meanwhile, before which the books had room for both. Nothing happens if it is gone.
+        Pages used longest ago make way for them. Called in the compute thread, between forwards. Sessions that come
+        meanwhile may have the room back, as they take no memory before this has ended. Nothing happens if the session
+        is gone.
         """
         with self._books:
             reservation = self._sessions.get(session)
@@ -201,9 +203,8 @@ class KVCache:
                 page.states = copy_page(slots[page.block], index)
         finally:
             with self._books:
-                self._store.unpin([page for _, page in adding])
+                self._store.drop_unfilled(page for _, page in adding)
                 self._store.touch(prefix, blocks)
-                self._settle()
 
     def _make_place(self, prefix: Sequence[bytes], blocks: Sequence[int]) -> list[tuple[int, Page]]:
         """Pages to fill, with their place in `prefix`: those that are not kept, until the room ends."""

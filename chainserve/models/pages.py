@@ -30,6 +30,7 @@ class PageStore:
     def __init__(self) -> None:
         self._pages: dict[tuple[bytes, int], Page] = {}
         self._num_pinned = 0
+        self._span: Span | None = None
 
     @property
     def cost(self) -> int:
@@ -51,10 +52,15 @@ class PageStore:
         return (page_hash, block) in self._pages
 
     def add(self, page_hash: bytes, block: int) -> Page:
-        """A page to be filled, pinned until then; it is not there yet."""
+        """A page to be filled, which is not there yet; nobody gets it before that."""
         page = self._pages[page_hash, block] = Page(page_hash, block)
-        self.pin([page])
         return page
+
+    def drop_unfilled(self, pages: Iterable[Page]) -> None:
+        """Drop those of `pages` that were not filled and are still there."""
+        for page in pages:
+            if page.states is None and self._pages.get((page.hash, page.block)) is page:
+                del self._pages[page.hash, page.block]
 
     def pin(self, pages: Iterable[Page]) -> None:
         """Keep `pages` until each is unpinned as often as it was pinned."""
@@ -63,12 +69,22 @@ class PageStore:
             page.num_pins += 1
 
     def unpin(self, pages: Iterable[Page]) -> None:
-        """Let `pages` go, at once if they were not filled."""
+        """Let `pages` go, and drop those of blocks that are not served any more."""
         for page in pages:
             page.num_pins -= 1
-            self._num_pinned -= page.num_pins == 0
-            if page.num_pins == 0 and page.states is None:
-                del self._pages[page.hash, page.block]
+            if page.num_pins == 0:
+                self._num_pinned -= 1
+                if not self._serves(page):
+                    del self._pages[page.hash, page.block]
+
+    def serve(self, span: Span | None) -> None:
+        """Drop the pages of blocks outside `span`; pinned ones go when they are unpinned."""
+        self._span = span
+        for page in [page for page in self._pages.values() if not page.num_pins and not self._serves(page)]:
+            del self._pages[page.hash, page.block]
+
+    def _serves(self, page: Page) -> bool:
+        return self._span is not None and page.block in self._span
 
     def touch(self, prefix: Sequence[bytes], blocks: Iterable[int]) -> None:
         """Count as used now. A page goes before those it follows: without them nobody can use it."""
@@ -93,13 +109,6 @@ class PageStore:
             del self._pages[page.hash, page.block]
         return len(leaving) == needed
 
-    def retain(self, span: Span | None) -> None:
-        """Drop unpinned pages of blocks outside `span`."""
-        outside = [page for page in self._pages.values() if span is None or page.block not in span]
-        for page in outside:
-            if page.num_pins == 0:
-                del self._pages[page.hash, page.block]
-
     def check(self, pinned: Iterable[Page]) -> None:
         """AssertionError unless `pinned`, each page as often as a session waits for it, are what is pinned."""
         counts: dict[Page, int] = {}
@@ -111,6 +120,7 @@ class PageStore:
             assert page.states is not None
             assert page.states[0].shape[2] == page.states[1].shape[2] == PAGE_TOKENS
             assert page.num_pins == counts.pop(page, 0)
+            assert page.num_pins or self._serves(page), page.block
         assert not counts, "a session waits for pages that are gone"
 
 

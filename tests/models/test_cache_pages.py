@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES, A, B, TinyChain, embeddings, random_ids, random_model
 
 from chainserve.errors import CacheFullError
+from chainserve.models import cache as cache_module
 from chainserve.models.cache import KVCache
 from chainserve.protocol.messages import Step
 from chainserve.protocol.pages import PAGE_TOKENS, page_hashes
@@ -84,6 +85,15 @@ def test_pages_go_with_their_blocks() -> None:
     cache.check()
 
 
+def allocated(cache: KVCache) -> int:
+    """What tensors of the cache take, in tokens times blocks: here a key and a value are one float32 each."""
+    lanes = [lane for reservation in cache._sessions.values() for lane in reservation.lanes]
+    pairs = [slot for lane in lanes for slot in lane.slots.values()]
+    pages = {page for lane in lanes for pages in lane.adopted.values() for page in pages}
+    pairs += [page.states for page in pages.union(cache._store._pages.values()) if page.states]
+    return sum(tensor.untyped_storage().nbytes() for pair in pairs for tensor in pair) // 8
+
+
 @settings(deadline=None)  # the first calls into torch take long
 @given(st.integers(0, 10**6))
 def test_whatever_happens_the_books_hold_and_pages_are_what_their_hashes_say(seed: int) -> None:
@@ -124,6 +134,8 @@ def test_whatever_happens_the_books_hold_and_pages_are_what_their_hashes_say(see
                 del known[session]
         cache.check()
         assert cache.reserved == sum(len(span) * (len(ids) + 5) for span, ids, _ in known.values())
+        room = cache.budget_tokens * len(cache.span) if cache.span else 0
+        assert allocated(cache) <= max(room, cache.reserved + cache._store.pinned_cost)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -140,3 +152,45 @@ def test_outputs_behind_adopted_pages_are_what_they_are_without(family: str) -> 
         assert adopted == 32
     (rest,) = chain.run((B, 32, hidden[32:]))
     assert (rest - whole[32:]).abs().max() <= 3e-5 * whole.abs().max()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_pages_that_are_being_copied_make_way_for_sessions(monkeypatch: pytest.MonkeyPatch, *, fails: bool) -> None:
+    cache = KVCache(SPAN, budget_tokens=64)
+    tokens = list(range(32))
+    cache.reserve(A, SPAN, num_lanes=1, max_tokens=32)
+    run(cache, A, 0, tokens, SPAN)
+    copied = cache_module.copy_page
+
+    def copy_while_others_come(
+        slot: tuple[torch.Tensor, torch.Tensor], index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if cache.length(A, 0) and B not in cache._sessions:
+            cache.reserve(B, SPAN, num_lanes=1, max_tokens=32, prefix=page_hashes("m", tokens))
+            assert cache.length(B, 0) == 0  # nobody adopts what is not there yet
+        if fails:
+            raise RuntimeError("out of memory")
+        return copied(slot, index)
+
+    monkeypatch.setattr(cache_module, "copy_page", copy_while_others_come)
+    try:
+        cache.keep(A, page_hashes("m", tokens))
+    except RuntimeError:
+        assert fails
+    assert (cache.kept, cache.free_tokens) == (0, 0)
+    cache.check()
+
+
+def test_pages_somebody_waits_for_go_with_their_blocks_once_they_are_copied() -> None:
+    cache = KVCache(SPAN, budget_tokens=200)
+    tokens = list(range(20))
+    cache.reserve(A, SPAN, num_lanes=1, max_tokens=20)
+    run(cache, A, 0, tokens, SPAN)
+    cache.keep(A, page_hashes("m", tokens))
+    assert cache.reserve(B, SPAN, num_lanes=1, max_tokens=20, prefix=page_hashes("m", tokens)) == 16
+    cache.resize(None, budget_tokens=0)
+    assert cache.kept == 16 * len(SPAN)
+    cache.check()
+    assert run(cache, B, 16, tokens[16:], SPAN) == tokens
+    assert cache.kept == 0
+    cache.check()
