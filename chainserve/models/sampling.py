@@ -65,12 +65,15 @@ class TokenSampler:
     def _choose_one(self, logits: Tensor, position: int) -> int:
         """The token at `position`, from its logits (vocab,)."""
         how = self.sampling
-        scores = logits.float().cpu()
+        scores = _numbers(logits)
         if how.needs_history or how.logit_bias:
             scores = self._penalized(scores.clone(), position)
         if how.temperature == 0:
             return int(scores.argmax())
-        kept = filtered(scores / how.temperature, top_k=how.top_k, top_p=how.top_p, min_p=how.min_p)
+        # From the likeliest down, so that the lowest temperature overflows towards 0 and not beyond everything.
+        kept = filtered(
+            (scores - scores.max()).double() / how.temperature, top_k=how.top_k, top_p=how.top_p, min_p=how.min_p
+        )
         sums = torch.softmax(kept, dim=-1, dtype=torch.float64).cumsum(0)
         drawn = torch.tensor([uniform(how.seed, position) * float(sums[-1])], dtype=torch.float64)
         token = int(torch.searchsorted(sums, drawn, right=True))
@@ -113,10 +116,16 @@ def filtered(scores: Tensor, *, top_k: int, top_p: float, min_p: float) -> Tenso
 
 def logprobs_of(logits: Tensor, token: int, *, num: int) -> Logprobs:
     """Log-probability of `token` and of the `num` likeliest tokens under logits (vocab,)."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    logprobs = torch.log_softmax(_numbers(logits), dim=-1)
     values, tokens = logprobs.topk(num) if num else (logprobs[:0], logprobs[:0])
     pairs = zip(map(int, tokens.tolist()), values.tolist(), strict=True)
     return Logprobs(float(logprobs[token]), tuple(pairs))
+
+
+def _numbers(logits: Tensor) -> Tensor:
+    """Logits as float32 on the CPU, all of them finite: a block that overflowed is to give a bad answer, not none."""
+    numbers = logits.detach().float().cpu()
+    return numbers if bool(numbers.isfinite().all()) else numbers.nan_to_num()
 
 
 def uniform(seed: int, position: int) -> float:

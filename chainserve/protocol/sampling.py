@@ -9,6 +9,8 @@ MAX_BIASED = 1024
 MAX_LOGPROBS = 20
 MAX_END_TOKENS = 256
 MAX_BIAS = 1e4
+MAX_DRAFTS = 63
+"""A step's outputs, one more, are no more rows than servers keep memory for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class Sampling:
         _require("number of end tokens", len(self.end_tokens), 0, MAX_END_TOKENS)
         if self.num_logprobs is not None:
             _require("num_logprobs", self.num_logprobs, 0, MAX_LOGPROBS)
-        _require("max_drafts", self.max_drafts, 0, 64)
+        _require("max_drafts", self.max_drafts, 0, MAX_DRAFTS)
 
     @property
     def needs_history(self) -> bool:

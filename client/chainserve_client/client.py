@@ -76,9 +76,12 @@ class AsyncClient:
         ids = self.text.encode(prompt) if isinstance(prompt, str) else [*map(int, prompt)]
         if not ids:
             raise RequestError("the prompt is empty: give at least one token")
+        self._check_known(ids)
+        return ids
+
+    def _check_known(self, ids: Sequence[int]) -> None:
         if not all(0 <= token < self.text.vocab_size for token in ids):
             raise RequestError(f"token ids must be in [0, {self.text.vocab_size})")
-        return ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation ({"role": ..., "content": ...}), up to where the model answers."""
@@ -119,6 +122,7 @@ class AsyncClient:
         self, prompt: Sequence[int], parameters: Parameters, *, chain: Chain | None = None
     ) -> TokenSession:
         """Find a place for a prompt of token ids and open its session, which gives tokens; close it when done."""
+        self._check_known([*parameters.logit_bias, *parameters.stop_tokens])
         ids = list(prompt)
         request = Request(
             model=self.model,

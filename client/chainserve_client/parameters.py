@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
 from chainserve.errors import RequestError
-from chainserve.protocol.sampling import MAX_BIAS, MAX_BIASED, MAX_LOGPROBS, Sampling
+from chainserve.protocol.sampling import MAX_BIAS, MAX_BIASED, MAX_DRAFTS, MAX_LOGPROBS, Sampling
 
 TIMEOUT_S = 600.0
 """A request that has not ended by then is given up, unless it says otherwise."""
 
 
-MAX_DRAFTS = 8
+USUAL_DRAFTS = 8
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -69,7 +69,7 @@ class Parameters:
     stop_tokens: tuple[int, ...] = ()
     ignore_end: bool = False
     num_logprobs: int | None = None
-    max_drafts: int = MAX_DRAFTS
+    max_drafts: int = USUAL_DRAFTS
     timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
@@ -93,7 +93,11 @@ class Parameters:
         num = self.num_logprobs
         are_known = num is None or (_is_int(num) and 0 <= num <= MAX_LOGPROBS)
         _check(are_known, "num_logprobs", f"an integer in [0, {MAX_LOGPROBS}]")
-        _check(_is_int(self.max_drafts) and 0 <= self.max_drafts <= 64, "max_drafts", "an integer in [0, 64]")
+        _check(
+            _is_int(self.max_drafts) and 0 <= self.max_drafts <= MAX_DRAFTS,
+            "max_drafts",
+            f"an integer in [0, {MAX_DRAFTS}]",
+        )
 
     def sampling(self, *, num_prompt_tokens: int, end_tokens: frozenset[int]) -> Sampling:
         """What the tail has to know, for a prompt of so many tokens and a model that ends its answers with these."""

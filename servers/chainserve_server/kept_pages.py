@@ -25,6 +25,7 @@ class CertainPages:
         self._prefix = prefix
         self._hashes: list[bytes] | None = None  # None: no step has come yet
         self._ids: list[int] = []  # behind the pages that have hashes
+        self._is_over = False  # whether the session has gone back behind a page that was certain: nobody should
 
     def take(self, step: Step) -> tuple[bytes, ...]:
         """Take the tokens of the next step; hashes of all pages before it, or nothing if no page was added.
@@ -34,7 +35,10 @@ class CertainPages:
         if self._hashes is None:
             self._hashes = list(self._prefix[: step.start // PAGE_TOKENS])
         certain = len(self._hashes) * PAGE_TOKENS
-        del self._ids[max(0, step.start - certain) :]
+        self._is_over |= step.start < certain
+        if self._is_over:
+            return ()
+        del self._ids[step.start - certain :]
         new = page_hashes(self._model, self._ids, after=self._hashes[-1] if self._hashes else b"")
         self._hashes += new
         del self._ids[: len(new) * PAGE_TOKENS]

@@ -77,6 +77,7 @@ class Sessions:
         self._model = model
         self._engine = engine
         self._post = post
+        self._vocab_size = vocab_size
         self._extra_s = extra_s
         self._on_change = on_change
         self._on_request = on_request
@@ -206,8 +207,13 @@ class Sessions:
         hop = message.hops[message.position]
         before = message.hops[message.position - 1].peer if message.position else message.client
         refusal: tuple[FailureCode, str] | None = None
+        if self._waits(message.session) and not has_waited:
+            self._stray(peer, message)
+            return
         if message.session in self._open or before != peer or hop.peer != self._me:
             refusal = FailureCode.BAD_MESSAGE, "this session is not for this server, or open already"
+        elif (fault := self._fault_of(message)) is not None:
+            refusal = FailureCode.BAD_MESSAGE, fault
         elif message.model != self._model:
             refusal = FailureCode.NOT_HELD, f"holds another model ({self._model}, not {message.model})"
         elif self.closed_because:
@@ -271,16 +277,28 @@ class Sessions:
                 max_tokens=message.max_tokens,
                 max_drafts=sampling.max_drafts,
                 extra_s=self._extra_s,
+                clock=self._clock,
             )
             session.far = message.hops[-1].peer
         if session.far == self._me:
             session.far = None
 
+    def _fault_of(self, message: Open) -> str | None:
+        """What of token mode is asked for that cannot be; the engine relies on it that nothing is."""
+        sampling = message.sampling
+        if sampling is None:
+            return "a prefix without token mode" if message.prefix else None
+        if message.num_lanes != 1:
+            return f"token mode has one lane, not {message.num_lanes}"
+        if (token := max((token for token, _ in sampling.logit_bias), default=0)) >= self._vocab_size:
+            return f"a bias for token {token} of a vocabulary of {self._vocab_size}"
+        if sampling.needs_history and message.prefix:
+            return "penalties count every token: none of the prompt can be left out as cached"
+        return None
+
     def _take_place(self, peer: PeerId, message: Open) -> tuple[FailureCode, str] | None:
         """Take up the session's place if its chain begins here; returns why not."""
         num_tokens = message.num_lanes * message.max_tokens
-        if message.sampling is not None and message.num_lanes != 1:
-            return FailureCode.BAD_MESSAGE, f"token mode has one lane, not {message.num_lanes}"
         if message.position == 0:
             reason = self.places.open(peer, message.session, message.hops, num_tokens, now_s=self._clock())
             if reason is not None:
@@ -355,6 +373,10 @@ class Sessions:
             self._on_served(session.num_in, session.num_out)
         self._on_change()
         self._let_in(session_id)
+
+    def _waits(self, session: SessionId) -> bool:
+        """Whether it waits for the pages of another."""
+        return any(message.session == session for waiting in self._waiting.values() for _, message, _ in waiting)
 
     def _stop_waiting(self, is_gone: Callable[[PeerId, SessionId], bool]) -> None:
         """Forget who waited for the pages of others and does not want to be opened any more."""

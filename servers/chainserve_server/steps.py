@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from chainserve.models.sampling import TokenSampler
+from chainserve.planning.profile import MAX_OUTPUTS
 from chainserve.protocol.messages import (
     Activations,
     Choice,
@@ -223,20 +224,27 @@ class Steps:
                 self._stray(peer, message)  # still under way when the session ended
             elif not self._is_next(session, step):
                 pass
-            elif message.tensor.shape[1] != self._hidden_size:
-                width = f"hidden states of width {message.tensor.shape[1]}, this model's have {self._hidden_size}"
-                self._fail(step.session, FailureCode.BAD_MESSAGE, width)
-            elif step.num_tokens > self._max_step_tokens:
-                length = f"a step of {step.num_tokens} tokens, at most {self._max_step_tokens} are taken at once"
-                self._fail(step.session, FailureCode.BAD_MESSAGE, length)
-            elif step.lane >= session.num_lanes or step.start + step.num_tokens > session.max_tokens:
-                room = f"lane {step.lane} up to token {step.start + step.num_tokens}"
-                self._fail(step.session, FailureCode.BAD_MESSAGE, f"nothing is reserved for {room}")
-            elif session.is_token_mode != bool(step.ids) or session.tokens is not None:
-                self._fail(step.session, FailureCode.BAD_MESSAGE, "a step of the other mode than the session's")
+            elif (fault := self._fault_of(session, step, width=message.tensor.shape[1])) is not None:
+                self._fail(step.session, FailureCode.BAD_MESSAGE, fault)
             else:
                 self._count_tokens(session, step)
                 self._run(session, step, hidden)
+
+    def _fault_of(self, session: ServerSession, step: Step, *, width: int) -> str | None:
+        """What of a step cannot be; the engine relies on it that nothing is."""
+        if width != self._hidden_size:
+            return f"hidden states of width {width}, this model's have {self._hidden_size}"
+        if step.num_tokens > self._max_step_tokens:
+            return f"a step of {step.num_tokens} tokens, at most {self._max_step_tokens} are taken at once"
+        if step.lane >= session.num_lanes or step.start + step.num_tokens > session.max_tokens:
+            return f"nothing is reserved for lane {step.lane} up to token {step.start + step.num_tokens}"
+        if session.is_token_mode != bool(step.ids) or session.tokens is not None:
+            return "a step of the other mode than the session's"
+        if session.is_token_mode and step.num_outputs > MAX_OUTPUTS:
+            return f"{step.num_outputs} outputs of one step, at most {MAX_OUTPUTS} are taken"
+        if max(step.ids, default=0) >= self._vocab_size:
+            return f"token {max(step.ids)} of a vocabulary of {self._vocab_size}"
+        return None
 
     def _count_tokens(self, session: ServerSession, step: Step) -> None:
         """What a session's first lane takes in and gives out, at its head: all before the first output is prompt."""

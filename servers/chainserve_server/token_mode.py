@@ -3,7 +3,6 @@
 The tail chooses tokens and tells the head at the same time as the client; so the client's distance is not in the loop.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -28,7 +27,7 @@ class HeadTokens:
         max_tokens: int,
         max_drafts: int,
         extra_s: ExtraSeconds,  # by how many seconds so many drafts make a step longer
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         self.num_cached: int | None = None  # tokens that nobody has to compute; None: the chain does not stand yet
         self.num_answers = 0  # of the tail, so far

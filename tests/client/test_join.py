@@ -110,5 +110,6 @@ async def test_who_cannot_join_leaves_nothing_behind(fake: FakeServer) -> None:
     await fake.links.close()
     with pytest.raises(JoinError, match="none of the servers that the join token names can be asked"):
         await join_light(fake.token())
-    await asyncio.sleep(0.05)
-    assert {task for task in asyncio.all_tasks() - before if not task.done()} == set()
+    if left := asyncio.all_tasks() - before:
+        await asyncio.wait(left, timeout=5)
+    assert {task for task in left if not task.done()} == set()

@@ -103,6 +103,30 @@ async def test_who_waits_for_a_prefix_is_let_in_when_the_first_gives_up_and_may_
         await check_free(swarm)
 
 
+async def test_an_opening_that_is_repeated_while_it_waits_does_not_get_a_place_twice() -> None:
+    async with served(THREE) as swarm:
+        swarm.plan(("abc", 2, 1.0))
+        network = await swarm.client()
+        for made in swarm.servers.values():
+            made.engine.is_held = True
+        first = await session_of(network, prompt=PROMPTS[0], sampling=sampling_of(PROMPTS[0]), num_tokens=6)
+        running = asyncio.create_task(answer(first))
+        head = swarm.servers["a"]
+        await until(lambda: any(isinstance(message, Prompt) for message in head.received))
+        waiting = asyncio.create_task(
+            session_of(network, prompt=PROMPTS[1], sampling=sampling_of(PROMPTS[1]), num_tokens=6)
+        )
+        await until(lambda: sum(isinstance(message, Open) for message in head.received) == 2)
+        again = [message for message in head.received if isinstance(message, Open)][-1]
+        head.sessions.handle(network.swarm.peer_id, again)
+        assert head.sessions.places.num_held == 2
+        waiting.cancel()
+        running.cancel()
+        await asyncio.gather(waiting, running, return_exceptions=True)
+        await first.close()
+        await check_free(swarm)
+
+
 async def test_requests_with_penalties_compute_their_whole_prompt() -> None:
     async with served(THREE) as swarm:
         await swarm.client()

@@ -4,14 +4,17 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from served_in_memory import CHUNK_TOKENS, MODEL, VOCAB, MemorySwarmOfServers, generated, served, until
 
-from chainserve.errors import SessionLostError
-from chainserve.protocol.messages import Activations, Choice, Prompt, Sampled, Step, WireTensor
+from chainserve.errors import SessionLostError, SessionRefusedError
+from chainserve.protocol.messages import Activations, Choice, FailureCode, Prompt, Sampled, Step, WireTensor
+from chainserve.protocol.pages import page_hashes
 from chainserve.protocol.sampling import Sampling
 from chainserve.types import Chain, Span
+from chainserve_client import opening
 from chainserve_client.network import Network
 from chainserve_client.opening import Request, open_line
 from chainserve_client.token_session import TokenSession
@@ -227,6 +230,55 @@ async def test_what_a_prompt_may_be_is_checked_at_the_head() -> None:
             with pytest.raises(SessionLostError, match="a prompt of"):
                 await choices_of(session)
             await session.close()
+        await check_free(swarm)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"logit_bias": ((VOCAB, 1.0),)}, {"repetition_penalty": 1.5}],
+    ids=["a bias beyond the vocabulary", "penalties with a prefix"],
+)
+async def test_what_a_sampler_cannot_do_is_refused_and_the_others_are_served_on(
+    change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served({"a": Span(0, 4), "b": Span(4, 8)}) as swarm:
+        network = await swarm.client()
+        hashes = page_hashes(MODEL.digest, PROMPT)
+        assert await answer(await session_of(network)) == generated(PROMPT, GREEDY, num_tokens=20)
+        monkeypatch.setattr(opening, "prefix_of", lambda _: hashes)  # as a client that does not know better would
+        with pytest.raises(SessionRefusedError) as caught:
+            await session_of(network, sampling=replace(GREEDY, **change), chain=swarm.chain("a", "b"))
+        assert caught.value.code == FailureCode.BAD_MESSAGE
+        assert await answer(await session_of(network)) == generated(PROMPT, GREEDY, num_tokens=20)
+        await check_free(swarm)
+
+
+@pytest.mark.parametrize(
+    ("step", "fault"),
+    [
+        ({"ids": (VOCAB,)}, "token 50 of a vocabulary of 50"),
+        ({"num_tokens": 65, "num_outputs": 65, "ids": (1,) * 65}, "65 outputs"),
+    ],
+    ids=["a token beyond the vocabulary", "more outputs than memory is kept for"],
+)
+async def test_what_a_server_passes_on_is_checked_by_the_next(step: dict[str, Any], fault: str) -> None:
+    async with served({"a": Span(0, 4), "b": Span(4, 8)}) as swarm:
+        network = await swarm.client()
+        session = await session_of(network, chain=swarm.chain("a", "b"), num_tokens=300)
+        async with aclosing(session.tokens()) as choices:
+            await anext(choices)
+            tail = swarm.servers["b"]
+            [session_id] = tail.sessions.outside(None)
+            made = Step(session_id, 0, 1, 1, 1, tail.sessions._open[session_id].next_sequence)
+            made = replace(made, **step)
+            rows = bytes(16 * made.num_tokens)
+            message = Activations((made,), WireTensor("float32", (made.num_tokens, 4), rows))
+            tail.sessions.handle(swarm.servers["a"].peer, message)
+            with pytest.raises(SessionLostError, match=fault):
+                async for _ in choices:
+                    pass
+        await session.close()
+        assert await answer(await session_of(network)) == generated(PROMPT, GREEDY, num_tokens=20)
         await check_free(swarm)
 
 

@@ -1,5 +1,6 @@
 """The next tokens, from logits."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -157,6 +158,23 @@ def test_log_probabilities_are_the_models_own() -> None:
     assert known.likeliest[0][1] == pytest.approx(float(expected[1]))
     [bare] = choose(replace(GREEDY, num_logprobs=0)).logprobs
     assert bare.likeliest == ()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, DRAWN, replace(DRAWN, top_p=0.5, min_p=0.1), replace(GREEDY, num_logprobs=2)]
+)
+def test_numbers_that_are_none_give_some_token_and_finite_log_probabilities(sampling: Sampling, value: float) -> None:
+    for logits in (torch.full((4,), value), torch.tensor([0.0, value, 1.0, 2.0])):
+        choice = choose(sampling, logits)
+        assert 0 <= choice.ids[0] < 4
+        for known in choice.logprobs:
+            assert all(map(math.isfinite, (known.chosen, *(logprob for _, logprob in known.likeliest))))
+
+
+def test_the_lowest_temperatures_take_the_likeliest() -> None:
+    for temperature in (1e-3, 1e-30, 5e-324):
+        assert set(draws(replace(DRAWN, temperature=temperature), 20)) == {1}
 
 
 def test_uniform_numbers_are_spread_evenly() -> None:

@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,15 @@ def test_hashes_depend_on_model_and_all_tokens_before() -> None:
     assert not set(changed) & set(hashes)
     assert page_hashes("model", ids[PAGE_TOKENS:], after=hashes[0]) == hashes[1:]
     assert page_hashes("model", ids[: PAGE_TOKENS - 1]) == ()
+
+
+@pytest.mark.parametrize("start", [0, 5, PAGE_TOKENS, PAGE_TOKENS + 3])
+def test_who_goes_back_behind_a_page_that_was_certain_has_no_more(start: int) -> None:
+    pages = CertainPages("m", ())
+    pages.take(step(0, [1] * 2 * PAGE_TOKENS))
+    assert len(pages.take(step(2 * PAGE_TOKENS, [2]))) == 2
+    assert pages.take(step(start, [3] * 3 * PAGE_TOKENS)) == ()
+    assert pages.take(step(start + 3 * PAGE_TOKENS, [4])) == ()
 
 
 @given(st.integers(0, 10**6), st.integers(0, 3))
