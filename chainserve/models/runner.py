@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from chainserve.errors import FrameError
 from chainserve.models.cache import KVCache
+from chainserve.models.cache_name import CACHE
 from chainserve.models.ends import Ends
 from chainserve.models.few_rows import speed_up_few_rows
 from chainserve.models.skeleton import blocks_of, final_norm, with_skips
@@ -55,8 +56,8 @@ class Runner:
         output = self._base(
             inputs_embeds=hidden.unsqueeze(0),
             position_ids=positions.to(hidden.device).unsqueeze(0),
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
         cache.commit()
         result: Tensor = output.last_hidden_state.squeeze(0)

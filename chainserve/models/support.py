@@ -22,6 +22,7 @@ from transformers.integrations.moe import ExpertsInterface
 
 from chainserve.errors import UnsupportedModelError
 from chainserve.models.attention import ATTENTION_ARGUMENTS
+from chainserve.models.cache_name import CACHE
 from chainserve.models.quantize import check_readable, unquantized
 from chainserve.models.skeleton import build_skeleton, final_norm
 from chainserve.types import Span
@@ -153,8 +154,8 @@ def _probe_blocks(config: PretrainedConfig, span: Span) -> list[_Call]:
         output = model.base_model(
             inputs_embeds=hidden,
             position_ids=torch.arange(3, device="meta").unsqueeze(0),
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         ).last_hidden_state
     if output.shape != hidden.shape:
         raise ValueError(f"blocks turn hidden states of shape {tuple(hidden.shape)} into {tuple(output.shape)}")

@@ -12,6 +12,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedMod
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chainserve.errors import RequestError
+from chainserve.models.cache_name import CACHE
 from chainserve_client.blocking import Client
 from chainserve_client.local_model import load_local_model
 from chainserve_client.session import Session
@@ -113,12 +114,13 @@ class RemoteModelForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: RemoteCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         logits_to_keep: int = 0,
+        cache: RemoteCache | None = None,
         **_unused: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (lanes, columns, vocab) of the last `logits_to_keep` columns, or of all for 0.
 
-        Sequences may be padded, on either side, where `attention_mask` (lanes, all columns) is 0. Without
-        `past_key_values` nothing stays cached afterwards.
+        Sequences may be padded, on either side, where `attention_mask` (lanes, all columns) is 0. Without a `cache`,
+        which earlier versions of transformers call `past_key_values`, nothing stays cached afterwards.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise RequestError("give either input_ids or inputs_embeds")
@@ -129,16 +131,16 @@ class RemoteModelForCausalLM(PreTrainedModel, GenerationMixin):
         mask = torch.ones(num_lanes, num_new, dtype=torch.bool)
         if attention_mask is not None:
             mask = attention_mask[:, -num_new:].bool()
-        cache = past_key_values
-        if cache is None:  # not `or`: an empty Cache counts as false
-            cache = self.new_cache(num_lanes=num_lanes, max_tokens=num_new)
+        given = past_key_values if cache is None else cache  # not `or`: an empty Cache counts as false
+        used = self.new_cache(num_lanes=num_lanes, max_tokens=num_new) if given is None else given
         try:
-            hidden = cache.step(inputs_embeds, mask, logits_to_keep or num_new)
+            hidden = used.step(inputs_embeds, mask, logits_to_keep or num_new)
         finally:
-            if past_key_values is None:
-                cache.close()
+            if given is None:
+                used.close()
         logits = self.ends.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+        output: dict[str, Any] = {"logits": logits, CACHE: given}
+        return CausalLMOutputWithPast(**output)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As `GenerationMixin.generate`; what it reserves on the servers it frees again."""
@@ -157,11 +159,11 @@ class RemoteModelForCausalLM(PreTrainedModel, GenerationMixin):
         max_cache_length: int,
     ) -> bool:
         """Called by `generate` to make the cache that its steps fill; whether we made one (nobody asks)."""
-        if model_kwargs.get("past_key_values") is None:
+        if model_kwargs.get(CACHE) is None:
             copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
             cache = self.new_cache(num_lanes=batch_size * copies, max_tokens=max_cache_length)
             self._caches.append(cache)
-            model_kwargs["past_key_values"] = cache
+            model_kwargs[CACHE] = cache
             return True
         return False
 

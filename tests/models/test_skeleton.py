@@ -32,6 +32,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from chainserve.errors import SpanError, UnsupportedModelError
+from chainserve.models.cache_name import CACHE
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.support import cache_bytes_per_token, check_supported
 from chainserve.types import Span
@@ -105,6 +106,7 @@ def test_a_span_of_a_very_large_model_is_built_in_little_time_and_memory() -> No
 import resource, time
 from pathlib import Path
 from transformers import LlamaConfig
+from chainserve.models.cache_name import CACHE
 from chainserve.models.skeleton import build_skeleton
 from chainserve.types import Span
 build_skeleton(LlamaConfig(num_hidden_layers=1), None)
@@ -166,9 +168,9 @@ def test_what_is_unsupported_is_named(config: PretrainedConfig, reason: str) -> 
 def test_what_blocks_do_with_cache_and_attention_is_named(
     monkeypatch: pytest.MonkeyPatch, num_calls: int, arguments: dict[str, Any], reason: str
 ) -> None:
-    def forward(self: LlamaAttention, hidden_states: Tensor, past_key_values: Any, **_: object) -> tuple[Tensor, None]:
+    def forward(self: LlamaAttention, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
         states = hidden_states.unflatten(-1, (4, 16)).transpose(1, 2)
-        keys, values = past_key_values.update(states, states, self.layer_idx)
+        keys, values = kwargs[CACHE].update(states, states, self.layer_idx)
         attend = AttentionInterface()[self.config._attn_implementation]
         for _ in range(num_calls):
             outputs, _ = attend(self, states, keys, values, None, **arguments)
