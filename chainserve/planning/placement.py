@@ -1,7 +1,8 @@
 """Where blocks go: greedy block placement with cache reservation (GBP-CR; Sun et al. 2026, Alg. 1).
 
-Beyond the paper: the embedding and the head take memory on the servers at the model's ends, pinned servers keep the
-blocks their owners chose, and servers that are left when the required rate is reached are placed too.
+Beyond the paper: the embedding and the head take memory on the servers at the model's ends, which go first to those
+that give up the fewest blocks for them where no chain comes about otherwise; pinned servers keep the blocks their
+owners chose, and servers that are left when the required rate is reached are placed too.
 """
 
 from collections import deque
@@ -86,8 +87,9 @@ def greedy_placement(
     it the paper stops; with `place_all` the other servers are placed just so. Pinned servers are always placed; where
     the open chain meets the span of one that has slots for it, the chain goes on there before it takes a free server.
     A free server takes fewer blocks where an end of the model does not fit beside those of Eq. 6, and waits for
-    another cursor where none fits. ValueError for bad numbers, two profiles of one server, and a pinned span that
-    leaves the model or does not fit its server.
+    another cursor where none fits. If no chain reaches the model's end like that, servers that can hold its ends may
+    have been taken for other blocks: two of them are then kept for the ends of the first chain. ValueError for bad
+    numbers, two profiles of one server, and a pinned span that leaves the model or does not fit its server.
     """
     if concurrency < 1:
         raise ValueError(f"a chain holds at least one session at once, not {concurrency}")
@@ -96,6 +98,14 @@ def greedy_placement(
     servers = by_peer(profiles)
     check_pinned(servers.values(), model)
     queues = _Queues(servers.values(), model, concurrency=concurrency)
+    placed = _place(queues, required_rate=required_rate, place_all=place_all)
+    if not placed.chains and queues.keep_ends():
+        placed = _place(queues, required_rate=required_rate, place_all=place_all)
+    return placed
+
+
+def _place(queues: "_Queues", *, required_rate: float | None, place_all: bool) -> GreedyPlacement:
+    model, concurrency = queues.model, queues.concurrency
     spans = {peer: span for peer, (_, span) in queues.pinned.items()}
     chains: list[PlannedChain] = []
     num_taken, rate, needed = 0, 0.0, None
@@ -156,6 +166,41 @@ class _Queues:
                 num_blocks = blocks_that_fit(profile, model, concurrency=concurrency)
                 amortized.append((profile.span_s(num_blocks) / num_blocks, profile.peer, profile))
         self.free = [profile for *_, profile in sorted(amortized, key=lambda item: item[:2])]  # Eq. 8
+        self.opening: ServerProfile | None = None  # kept for the first chain
+        self.closing: ServerProfile | None = None
+
+    def keep_ends(self) -> bool:
+        """Begin anew, and keep the ends of the first chain for those that give up the fewest blocks for them.
+
+        Without pinned servers this makes a chain wherever there is one at all. False if nothing would change.
+        """
+        last = self.model.num_blocks - 1
+        openings = self._fewest_lost(0) if self.model.embedding_bytes else []
+        closings = self._fewest_lost(last) if self.model.head_bytes else []
+        pairs = [
+            (lost + also_lost, opening, closing)
+            for lost, opening in openings or [(0, None)]
+            for also_lost, closing in closings or [(0, None)]
+            if opening is not closing
+        ]
+        if not pairs:
+            return False
+        _, self.opening, self.closing = min(pairs, key=lambda pair: pair[0])
+        self.taken.clear()
+        self.pinned_at.clear()
+        self.free_beside.clear()
+        return True
+
+    def _fewest_lost(self, cursor: int) -> Sequence[tuple[int, ServerProfile | None]]:
+        """The two servers that give up the fewest blocks for an end; none are needed where a pinned server has it."""
+        if any(cursor in span for _, span in self.pinned.values()):
+            return []
+        lost = [
+            (blocks_that_fit(profile, self.model, concurrency=self.concurrency) - len(span), profile)
+            for profile in self.free
+            if (span := self._span_at(cursor, profile))
+        ]
+        return sorted(lost, key=lambda item: item[0])[:2]
 
     def take(self, cursor: int) -> tuple[ServerProfile, Span] | None:
         """The next server for a chain that has come to the cursor, and the blocks it brings: a pinned one first."""
@@ -163,15 +208,32 @@ class _Queues:
             self.pinned_at[cursor] = deque(self._meeting(cursor))
         if (profile := self._first(self.pinned_at[cursor])) is not None:
             return profile, Span(cursor, self.pinned[profile.peer][1].end)
+        if (kept := self._kept_for(cursor)) is not None:
+            return kept
         # Whether a server fits depends only on the end of the model that comes with the cursor's block.
         end_bytes = self.model.end_bytes(Span(cursor, cursor + 1))
         if end_bytes not in self.free_beside:
-            self.free_beside[end_bytes] = deque(profile for profile in self.free if self._span_at(cursor, profile))
+            self.free_beside[end_bytes] = deque(
+                profile
+                for profile in self.free
+                if profile is not self.opening and profile is not self.closing and self._span_at(cursor, profile)
+            )
         if (profile := self._first(self.free_beside[end_bytes])) is None:
             return None
         span = self._span_at(cursor, profile)
         assert span is not None, profile
         return profile, span
+
+    def _kept_for(self, cursor: int) -> tuple[ServerProfile, Span] | None:
+        """The server kept for an end of the model, if it can go on from the cursor up to that end, and its blocks."""
+        for profile, reaches in ((self.opening, cursor == 0), (self.closing, True)):
+            if profile is None or profile.peer in self.taken or not reaches:
+                continue
+            span = self._span_at(cursor, profile)
+            if span is not None and (profile is self.opening or span.end == self.model.num_blocks):
+                self.taken.add(profile.peer)
+                return profile, span
+        return None
 
     def left(self) -> list[ServerProfile]:
         """Free servers that no chain has taken."""

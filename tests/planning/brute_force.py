@@ -54,6 +54,21 @@ def allocated(
     return tuple(chains)
 
 
+def can_be_covered(profiles: Sequence[ServerProfile], model: ModelSpec, *, concurrency: int, start: int = 0) -> bool:
+    """Whether some servers, in some order, have room for all blocks from `start` on with cache for such sessions."""
+    if start == model.num_blocks:
+        return True
+    return any(
+        model.weight_bytes_on(profile, Span(start, end)) + concurrency * (end - start) * model.slot_bytes
+        <= profile.memory_bytes * (1 + 1e-9)
+        and can_be_covered(
+            [other for other in profiles if other is not profile], model, concurrency=concurrency, start=end
+        )
+        for profile in profiles
+        for end in range(start + 1, model.num_blocks + 1)
+    )
+
+
 def disjoint_groups(profiles: Sequence[ServerProfile]) -> Iterator[list[list[ServerProfile]]]:
     """Every choice of groups of servers that share none."""
     if not profiles:

@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from brute_force import disjoint_groups
+from brute_force import can_be_covered, disjoint_groups
 from examples import (
     BLOOM,
     J1,
@@ -153,6 +153,41 @@ def test_servers_that_fit_at_no_cursor_go_where_the_fewest_hold_a_block() -> Non
     greedy = greedy_placement([server(peer, 1) for peer in "abcd"], model, concurrency=1)
     assert dict(greedy.placement.spans) == {"a": Span(1, 2), "b": Span(2, 3), "c": Span(3, 4), "d": Span(1, 2)}
     assert (greedy.chains, greedy.incomplete) == ((), tuple("abcd"))
+
+
+def test_the_ends_are_kept_for_servers_that_can_hold_them_where_no_chain_comes_about_otherwise() -> None:
+    # Six servers of one machine, of 300 to 130 MB less 59 MB for activations; "d" and smaller ones fit no end.
+    model = ModelSpec(
+        num_blocks=30,
+        block_bytes=14.2e6,
+        slot_bytes=3.1e6,
+        embedding_bytes=113.2e6,
+        head_bytes=113.2e6,
+        is_tied=True,
+    )
+    megabytes = {"a": 241, "b": 191, "c": 141, "d": 111, "e": 91, "f": 71}
+    profiles = [server(peer, size * 1e6, hop_s=number) for number, (peer, size) in enumerate(megabytes.items())]
+    assert span_at(profiles[3], model, cursor=0, concurrency=1) is None
+    for order in (profiles, [replace(profile, communication_s=9 - profile.communication_s) for profile in profiles]):
+        (chain,) = greedy_placement(order, model, concurrency=1).chains
+        assert {chain.chain.hops[0].peer, chain.chain.hops[-1].peer} <= set("abc")
+
+
+def test_an_end_that_a_pinned_server_holds_is_kept_for_nobody() -> None:
+    model = ModelSpec(num_blocks=4, block_bytes=0.9, slot_bytes=0.1, embedding_bytes=2, head_bytes=2)
+    profiles = [server("a", 3, block_s=0.1), server("b", 1), server("p", 4, pinned=Span(0, 2))]
+    assert peers(greedy_placement(profiles, model, concurrency=1).chains) == ["pba"]
+    profiles = [server("a", 3, block_s=0.1), server("b", 1), server("p", 4, pinned=Span(2, 4))]
+    assert peers(greedy_placement(profiles, model, concurrency=1).chains) == ["abp"]
+
+
+@given(servers(max_servers=5), models(5, has_ends=True), st.integers(1, 2))
+@settings(deadline=None)
+def test_a_chain_is_found_wherever_there_is_one(
+    profiles: tuple[ServerProfile, ...], model: ModelSpec, concurrency: int
+) -> None:
+    greedy = greedy_placement(profiles, model, concurrency=concurrency)
+    assert bool(greedy.chains) == can_be_covered(profiles, model, concurrency=concurrency)
 
 
 def test_a_pinned_server_is_woven_into_the_chain_that_meets_it() -> None:
