@@ -1,61 +1,70 @@
 """How many tokens to draft ahead: as many as make tokens come fastest, none where that does not pay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import mul
 
+PRIOR_WRONG = 1.0
+PRIOR_RIGHT = (0.25, 1.0, 2.0, 3.0)
+"""Drafts after one, two, three and more tokens of matching text, taken for seen before there were any: on code and
+chat about as many were right as these say."""
 DECAY = 0.9
-"""What a draft counts one step later: text changes its character within some ten steps."""
-PRIOR = 1.0
-"""Right and wrong drafts that are taken for seen before there were any."""
+"""What a draft counts one such draft later: text changes its character within some ten steps."""
 SMOOTHING = 0.2
 """Weight of a new step's time."""
 
 
-def expected_tokens(acceptance: float, num_drafts: int) -> float:
-    """Tokens that a step with so many drafts gives in the mean, each right with probability `acceptance`.
+def best_num_drafts(acceptances: Sequence[float], step_s: Callable[[int], float]) -> int:
+    """The number of drafts for which most tokens come per second; the least of equals.
 
-    Leviathan et al. 2023, Eq. 1: (1 - a^(k+1)) / (1 - a).
+    `acceptances[i]`: probability that draft i is right where those before it are. `step_s(k)`: seconds of a step with k
+    drafts, around the whole chain, which gives 1 + a_1 + a_1 a_2 + ... tokens in the mean (Leviathan et al. 2023,
+    Eq. 1, where all are equally likely).
     """
-    if acceptance >= 1:
-        return num_drafts + 1.0
-    return float((1 - acceptance ** (num_drafts + 1)) / (1 - acceptance))
-
-
-def best_num_drafts(acceptance: float, step_s: Callable[[int], float], *, most: int) -> int:
-    """The number of drafts, up to `most`, for which most tokens come per second; the least of equals.
-
-    `step_s(k)` are the seconds of a step with k drafts, around the whole chain.
-    """
-    return max(range(most + 1), key=lambda num: expected_tokens(acceptance, num) / step_s(num))
+    tokens = list(accumulate(accumulate(acceptances, mul), initial=1.0))
+    return max(range(len(tokens)), key=lambda num: tokens[num] / step_s(num))
 
 
 class Speculation:
-    """What one session has seen of its drafts and its steps, and how many drafts that suggests."""
+    """What one session has seen of its drafts and its steps, and how many drafts that suggests.
+
+    The more text has matched before a draft, the likelier it is right. So drafts count by this length: that of the
+    match for the first of a step, and one more for each after it.
+    """
 
     def __init__(self, extra_s: Callable[[int], float]) -> None:
         """`extra_s(k)`: by how many seconds k drafts make a step longer."""
         self._extra_s = extra_s
-        self._right = self._wrong = PRIOR
+        self._right = list(PRIOR_RIGHT)
+        self._wrong = [PRIOR_WRONG] * len(PRIOR_RIGHT)
         self.plain_s: float | None = None
         """A step without drafts; None: none was timed."""
 
-    @property
-    def acceptance(self) -> float:
-        """Share of drafts that are right, where those before them are."""
-        return self._right / (self._right + self._wrong)
+    def acceptance(self, match: int) -> float:
+        """Share of drafts that are right after so many tokens that match, drafts before them included."""
+        at = _place(match)
+        return self._right[at] / (self._right[at] + self._wrong[at])
 
-    def num_drafts(self, *, most: int) -> int:
-        """How many to send with the next step, of `most` that there are."""
+    def num_drafts(self, *, match: int, most: int) -> int:
+        """How many to send with the next step, of `most` that there are after a match of so many tokens."""
         if self.plain_s is None:
             return 0
         plain_s = self.plain_s
-        return best_num_drafts(self.acceptance, lambda num: plain_s + self._extra_s(num), most=most)
+        acceptances = [self.acceptance(match + num) for num in range(most)]
+        return best_num_drafts(acceptances, lambda num: plain_s + self._extra_s(num))
 
-    def verified(self, num_right: int, *, num_wrong: int) -> None:
+    def verified(self, match: int, num_right: int, *, num_wrong: int) -> None:
         """Drafts were compared to what came: right ones in a row, and the wrong one after them, if any was."""
-        self._right = PRIOR + (self._right - PRIOR) * DECAY + num_right
-        self._wrong = PRIOR + (self._wrong - PRIOR) * DECAY + num_wrong
+        for num in range(num_right + num_wrong):
+            at, is_right = _place(match + num), num < num_right
+            self._right[at] = PRIOR_RIGHT[at] + (self._right[at] - PRIOR_RIGHT[at]) * DECAY + is_right
+            self._wrong[at] = PRIOR_WRONG + (self._wrong[at] - PRIOR_WRONG) * DECAY + (not is_right)
 
     def took(self, seconds: float, *, num_drafts: int) -> None:
         """A step with so many drafts came around the chain."""
         plain_s = max(seconds - self._extra_s(num_drafts), seconds / (1 + num_drafts))
         self.plain_s = plain_s if self.plain_s is None else self.plain_s + SMOOTHING * (plain_s - self.plain_s)
+
+
+def _place(match: int) -> int:
+    return min(match, len(PRIOR_RIGHT)) - 1

@@ -14,7 +14,7 @@ TIMEOUT_S = 600.0
 """A request that has not ended by then is given up, unless it says otherwise."""
 
 
-USUAL_DRAFTS = 8
+USUAL_DRAFTS = 16
 
 
 class GenerationOptions(TypedDict, total=False):

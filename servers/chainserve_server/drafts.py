@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-LONGEST, SHORTEST = 4, 2
+LONGEST, SHORTEST = 4, 1
 """Tokens that have to be the same; the longest match counts."""
 
 
@@ -21,12 +21,12 @@ class PromptLookup:
                 self._next[tuple(self.ids[end - size :])] = end
             self.ids.append(token)
 
-    def propose(self, most: int) -> list[int]:
-        """What may come next, up to `most` tokens; nothing if the last tokens were not there before."""
+    def propose(self, most: int) -> tuple[list[int], int]:
+        """What may come next, up to `most` tokens, and after how many last tokens that were there before; 0: none."""
         for size in range(min(LONGEST, len(self.ids)), SHORTEST - 1, -1):
             if (start := self._next.get(tuple(self.ids[-size:]))) is not None:
                 found = self.ids[start : start + most]
                 while found and len(found) < most:  # the text repeats itself up to its end
                     found += found[: most - len(found)]
-                return found
-        return []
+                return found, size
+        return [], 0

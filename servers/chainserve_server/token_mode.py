@@ -39,6 +39,7 @@ class HeadTokens:
         self._max_drafts = max_drafts
         self._known = PromptLookup()
         self._drafts: list[int] = []  # what may follow the last step's first token, sent or not
+        self._match = 0  # tokens before them that were there before
         self._speculation = Speculation(extra_s)
         self._clock = clock
         self._began_s: float | None = None
@@ -93,8 +94,8 @@ class HeadTokens:
         if choice.is_last or len(self.ids) > self._max_tokens:
             return None
         room = self._max_tokens - len(self.ids)
-        self._drafts = self._known.propose(min(self._max_drafts, room)) if self._max_drafts else []
-        self._num_sent = self._speculation.num_drafts(most=len(self._drafts))
+        self._drafts, self._match = self._known.propose(min(self._max_drafts, room)) if self._max_drafts else ([], 0)
+        self._num_sent = self._speculation.num_drafts(match=self._match, most=len(self._drafts))
         start = len(self.ids) - 1
         ids = (self.ids[-1], *self._drafts[: self._num_sent])
         self._fed_end = start + len(ids)
@@ -112,6 +113,6 @@ class HeadTokens:
         num_right = next((at for at, (draft, token) in enumerate(pairs) if draft != token), None)
         if num_right is None:
             num_right = min(len(compared), len(choice.ids))
-            self._speculation.verified(num_right, num_wrong=0)
+            self._speculation.verified(self._match, num_right, num_wrong=0)
         else:
-            self._speculation.verified(num_right, num_wrong=1)
+            self._speculation.verified(self._match, num_right, num_wrong=1)
