@@ -111,6 +111,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     decode_s: dict[str, list[float]] = {}
     first_s: dict[str, dict[int, list[float]]] = {}
     sessions_s: dict[str, dict[int, list[float]]] = {}
+    decoding: dict[str, dict[int, list[float]]] = {}  # tokens per second of all sessions, each after its first token
     packed_s: dict[int, list[float]] = {}
     with ExitStack() as swarms:
         clients: dict[str, AsyncClient] = {}
@@ -156,10 +157,13 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 for name, client in clients.items():
                     for num in SESSIONS:
                         began = time.perf_counter()
-                        await asyncio.gather(*(stream(client, prompt(16), options.tokens) for _ in range(num)))
+                        streams = [stream(client, prompt(16), options.tokens) for _ in range(num)]
+                        taken_s = await asyncio.gather(*streams)
                         if kept:
                             seconds = time.perf_counter() - began
                             sessions_s.setdefault(name, {}).setdefault(num, []).append(seconds)
+                            speed = sum((options.tokens - 1) / rest for _, rest in taken_s)
+                            decoding.setdefault(name, {}).setdefault(num, []).append(speed)
                 print(f"round {round_ + 1} of {options.rounds}", flush=True)
 
     def paired(name: str) -> float:
@@ -185,6 +189,10 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_second_of_all_sessions": {
             name: {num: num * options.tokens / statistics.median(times) for num, times in by_num.items()}
             for name, by_num in sessions_s.items()
+        },
+        "tokens_per_second_after_the_first": {
+            name: {num: statistics.median(speeds) for num, speeds in by_num.items()}
+            for name, by_num in decoding.items()
         },
         "tokens_per_second_of_packed_forwards": {
             num: num / statistics.median(times) for num, times in packed_s.items()

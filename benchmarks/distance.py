@@ -5,6 +5,7 @@
 Servers are processes of their own with real links, over which every frame takes ONE_WAY_MS longer. `loop`: the bound is
 what the engines computed for a token, and one way per hop and back to the head. `drafts`: the same requests with
 and without. `prompt`: servers that sleep where they would compute, so that several equal ones fit on one machine.
+`prefix`: sessions at once whose prompts begin alike.
 """
 
 import argparse
@@ -35,6 +36,7 @@ ONE_WAY_MS = 25.0
 LOOPS = {"2 servers": ["0:15", "15:30"], "3 servers": ["0:10", "10:20", "20:30"]}
 PROMPT_SPLITS = {num: [f"{30 * at // num}:{30 * (at + 1) // num}" for at in range(num)] for num in (1, 2, 3, 5)}
 PROMPT_TOKENS = 2048
+PREFIX_SESSIONS, PREFIX_TOKENS, OWN_TOKENS = 8, 512, 16
 SEED = 0
 
 CODE = [
@@ -179,7 +181,34 @@ async def prompts(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-PARTS = {"loop": loops, "drafts": drafts, "prompt": prompts}
+async def prefixes(options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens that each server computed for sessions at once, and when the last of them had its first token."""
+    figures: dict[str, Any] = {}
+    generator = torch.Generator().manual_seed(SEED)
+
+    def tokens(number: int) -> list[int]:
+        return torch.randint(1000, 40000, (number,), generator=generator).tolist()
+
+    async with far_swarm(LOOPS["2 servers"]) as (client, observed):
+        await client.generate(tokens(PREFIX_TOKENS), max_new_tokens=1)
+        for kind in ("unlike", "alike"):
+            begins = [tokens(PREFIX_TOKENS)] * PREFIX_SESSIONS
+            if kind == "unlike":
+                begins = [tokens(PREFIX_TOKENS) for _ in begins]
+            prompts = [begin + tokens(OWN_TOKENS) for begin in begins]
+            observed.take()
+            answers = await asyncio.gather(*(client.generate(prompt, max_new_tokens=4) for prompt in prompts))
+            computed = [sum(forward[1] + forward[2] for forward in ran) for ran in observed.take().values()]
+            figures[kind] = {
+                "tokens": sum(map(len, prompts)),
+                "computed": computed,
+                "ms_to_last_first_token": 1000 * max(answer.first_token_s for answer in answers),
+            }
+            print(kind, figures[kind], flush=True)
+    return figures
+
+
+PARTS = {"loop": loops, "drafts": drafts, "prompt": prompts, "prefix": prefixes}
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -202,6 +231,8 @@ def main() -> None:
         model=f"{MODEL}, float32, {torch.get_num_threads()} threads",
         one_way_ms=ONE_WAY_MS,
         prompt_tokens=PROMPT_TOKENS,
+        prefix_sessions=PREFIX_SESSIONS,
+        prefix_tokens=PREFIX_TOKENS,
         rounds=options.rounds,
         tokens=options.tokens,
     )

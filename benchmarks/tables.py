@@ -33,16 +33,21 @@ def decode(report: dict[str, Any]) -> str:
         ]
         for name, row in figures["one_stream"].items()
     ]
-    sessions = [
-        [name, *(f"{speed:.1f}" for speed in row.values())]
-        for name, row in figures["tokens_per_second_of_all_sessions"].items()
-    ]
-    packed = figures["tokens_per_second_of_packed_forwards"]
-    sessions.append(["one packed forward by itself", *(f"{speed:.1f}" for speed in packed.values())])
-    sessions = [
-        [*row, f"{float(row[-2]) / float(row[1]):.1f}", f"{float(row[-1]) / float(row[1]):.1f}"] for row in sessions
-    ]
-    numbers = next(iter(figures["tokens_per_second_of_all_sessions"].values()))
+
+    def speeds(rows: dict[str, dict[str, float]]) -> str:
+        """Tokens per second by how many there are at once."""
+        head = ["", *(f"{num} at once" for num in next(iter(rows.values()))), "8 over 1", "16 over 1"]
+        cells = [
+            [
+                name,
+                *(f"{by_num[num]:.1f}" for num in by_num),
+                *(f"{by_num[num] / by_num['1']:.1f}" for num in ("8", "16")),
+            ]
+            for name, by_num in rows.items()
+        ]
+        return table(head, cells)
+
+    packed = {"one packed forward by itself": figures["tokens_per_second_of_packed_forwards"]}
     first = [[name, *(f"{ms:.0f}" for ms in row.values())] for name, row in figures["ms_to_first_token"].items()]
     lengths = next(iter(figures["ms_to_first_token"].values()))
     return "\n\n".join(
@@ -52,8 +57,10 @@ def decode(report: dict[str, Any]) -> str:
             f"medians of {about['rounds']} rounds.",
             "One stream, 16 prompt tokens:",
             table(["", "tokens/s", "ms per token", "relative to transformers", "ms per extra hop"], streams),
-            "Tokens per second of all sessions together:",
-            table(["", *(f"{num} at once" for num in numbers), "8 over 1", "16 over 1"], sessions),
+            "Tokens per second of all sessions together, with their prompts:",
+            speeds(figures["tokens_per_second_of_all_sessions"]),
+            "The same without them, each session from its first token on:",
+            speeds(figures["tokens_per_second_after_the_first"] | packed),
             "Milliseconds to the first token:",
             table(["", *(f"{length} prompt tokens" for length in lengths)], first),
         ]
@@ -117,6 +124,10 @@ def distance(report: dict[str, Any]) -> str:
         [num, f"{row['ms_to_first_token']:.0f}", f"{row['speedup']:.2f}", f"{row['per_server']:.2f}"]
         for num, row in figures["prompt"].items()
     ]
+    prefixes = [
+        [kind, str(row["tokens"]), ", ".join(map(str, row["computed"])), f"{row['ms_to_last_first_token']:.0f}"]
+        for kind, row in figures["prefix"].items()
+    ]
     return "\n\n".join(
         [
             f"## Servers far from each other\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: "
@@ -128,6 +139,9 @@ def distance(report: dict[str, Any]) -> str:
             table(["prompts", "tokens/s without", "with", "speedup", "of single prompts"], drafts),
             f"A prompt of {about['prompt_tokens']:,} tokens through equal servers that sleep where they would compute:",
             table(["servers", "ms to first token", "speedup", "per server"], prompts),
+            f"{about['prefix_sessions']} sessions at once through two servers, whose prompts begin with the same "
+            f"{about['prefix_tokens']:,} tokens, or not:",
+            table(["prompts", "tokens of all", "computed by each server", "ms until all have a token"], prefixes),
         ]
     )
 
