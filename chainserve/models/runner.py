@@ -10,7 +10,7 @@ from chainserve.errors import FrameError
 from chainserve.models.cache import KVCache
 from chainserve.models.cache_name import CACHE
 from chainserve.models.ends import Ends
-from chainserve.models.onednn import use_onednn
+from chainserve.models.linear import speed_up
 from chainserve.models.skeleton import blocks_of, final_norm, with_skips
 from chainserve.protocol.messages import DTYPES, Step
 from chainserve.types import Span
@@ -25,7 +25,7 @@ class Runner:
         assert isinstance(getattr(self._base, final_norm(self._base)), nn.Identity), "built with a head"
         self._hidden_size = model.config.hidden_size
         self._blocks = {span: blocks_of(self._base)}
-        use_onednn(self._blocks[span], pack=True)
+        speed_up(self._blocks[span])
         self.span = span
         self.cache = cache
         self.ends = ends or Ends()
