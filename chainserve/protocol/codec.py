@@ -33,7 +33,7 @@ from chainserve.protocol.fields import (
     topic_of,
 )
 from chainserve.protocol.messages import (
-    DTYPES,
+    WIRE_TYPES,
     Activations,
     Admit,
     Admitted,
@@ -55,6 +55,7 @@ from chainserve.protocol.messages import (
     Sampled,
     Stalled,
     WireTensor,
+    row_bytes,
 )
 from chainserve.protocol.sampling import MAX_BIASED
 from chainserve.types import Hop, PeerId
@@ -83,7 +84,7 @@ def encode(message: Frame) -> bytes:
     fields: tuple[object, ...]
     match message:
         case Activations(steps, WireTensor(dtype, (_, hidden), payload)):
-            assert memoryview(payload).nbytes == sum(s.num_tokens for s in steps) * hidden * DTYPES[dtype]
+            assert memoryview(payload).nbytes == sum(s.num_tokens for s in steps) * row_bytes(dtype, hidden)
             packed = [
                 (s.session, s.lane, s.start, s.num_tokens, s.num_outputs, s.sequence, _packed_ids(s.ids)) for s in steps
             ]
@@ -272,14 +273,14 @@ def _parse_sampled(fields: tuple[object, ...], payload: memoryview, limits: Limi
 
 def _parse_activations(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Activations:
     dtype, hidden, steps = take(3, fields)
-    if type(dtype) is not str or dtype not in DTYPES:
-        raise FrameError(f"dtype is {reprlib.repr(dtype)}, not one of {', '.join(DTYPES)}", reason="tensor")
+    if type(dtype) is not str or dtype not in WIRE_TYPES:
+        raise FrameError(f"dtype is {reprlib.repr(dtype)}, not one of {', '.join(WIRE_TYPES)}", reason="tensor")
     width = integer(hidden, "hidden size", low=1, high=limits.max_hidden)
     parsed = tuple(step_of(step, limits) for step in array_of(steps, "steps", limits.max_steps))
     num_tokens = sum(step.num_tokens for step in parsed)
     if num_tokens > limits.max_tokens:
         raise FrameError(f"{num_tokens} tokens, at most {limits.max_tokens}", reason="too-large")
-    if num_tokens * width * DTYPES[dtype] != len(payload):
+    if num_tokens * row_bytes(dtype, width) != len(payload):
         raise FrameError(f"{num_tokens} x {width} {dtype} in {len(payload)} bytes", reason="tensor")
     return Activations(parsed, WireTensor(dtype, (num_tokens, width), payload))
 

@@ -20,10 +20,21 @@ from chainserve.types import Hop, PeerId, SessionId
 DTYPES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Element types that activations may have on the wire, with bytes per element."""
 
+INT8 = "int8"
+"""Activations may travel as integers too: each row as the scales of its groups (float32), then a byte per element."""
+INT8_GROUP = 64
+"""Neighbours in a row that share a scale; a row's last group may be smaller."""
+WIRE_TYPES = (*DTYPES, INT8)
+
+
+def row_bytes(dtype: str, width: int) -> int:
+    """Bytes that a row of `width` elements takes on the wire."""
+    return width + 4 * -(-width // INT8_GROUP) if dtype == INT8 else width * DTYPES[dtype]
+
 
 @dataclass(frozen=True, slots=True)
 class WireTensor:
-    """A dense row-major tensor: element type, shape, raw little-endian bytes."""
+    """A dense row-major tensor: element type, shape, raw little-endian bytes; matrices also as `INT8`."""
 
     dtype: str
     shape: tuple[int, ...]

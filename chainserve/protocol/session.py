@@ -12,7 +12,6 @@ from enum import Enum, auto
 
 from chainserve.errors import ProtocolError
 from chainserve.protocol.messages import (
-    DTYPES,
     Activations,
     Choice,
     Close,
@@ -26,6 +25,7 @@ from chainserve.protocol.messages import (
     Stalled,
     Step,
     WireTensor,
+    row_bytes,
 )
 from chainserve.protocol.sampling import Sampling
 from chainserve.types import Chain, PeerId, SessionId
@@ -218,10 +218,8 @@ class ClientSession:
 def rows_of(tensor: WireTensor, first: int, num: int) -> WireTensor:
     """Rows [first, first + num) of a matrix, without a copy."""
     width = tensor.shape[1]
-    row_bytes = width * DTYPES[tensor.dtype]
-    return WireTensor(
-        tensor.dtype, (num, width), memoryview(tensor.data)[first * row_bytes : (first + num) * row_bytes]
-    )
+    size = row_bytes(tensor.dtype, width)
+    return WireTensor(tensor.dtype, (num, width), memoryview(tensor.data)[first * size : (first + num) * size])
 
 
 def _split(

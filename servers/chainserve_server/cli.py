@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from chainserve import __version__
 from chainserve.errors import ChainserveError
 from chainserve.models.names import QUANTIZATIONS
-from chainserve.protocol.messages import DTYPES
+from chainserve.protocol.messages import DTYPES, INT8
 from chainserve.runtime.background import is_busy
 from chainserve.runtime.cores import free_idle_cores
 from chainserve_server.family_options import asks_for_family, children_of
@@ -111,6 +111,11 @@ def build_parser() -> argparse.ArgumentParser:
         choices=QUANTIZATIONS,
         help="hold the weights of blocks in 8 or 4 bits: int8 and nf4 by bitsandbytes, fp8 on GPUs that have it (no)",
     )
+    parser.add_argument(
+        "--wire",
+        choices=(INT8,),
+        help="send activations on in 8 bits, for slow links; answers are then not quite the model's own (no)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (cpu)")
     parser.add_argument(
         "--devices", metavar="NAMES", help="one server on each, under one parent: cuda:0,cuda:1, or all CUDA devices"
@@ -152,6 +157,7 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
         memory=parse_memory(options.memory or "auto"),
         dtype=options.dtype,
         quant=options.quant,
+        wire=options.wire,
         device=options.device,
         host=options.host,
         port=options.port,

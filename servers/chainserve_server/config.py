@@ -52,6 +52,7 @@ class ServerConfig:
     memory: MemoryRequest = AUTO_MEMORY
     dtype: str | None = None  # None: as the device likes
     quant: str | None = None  # one of `QUANTIZATIONS`; None: weights as `dtype`, or as the checkpoint holds them
+    wire: str | None = None  # how activations go on to the next server: INT8, or as they are
     device: str = "cpu"
     host: str = "127.0.0.1"
     port: int = 0  # for links; 0: the system chooses. The DHT listens on the next one.

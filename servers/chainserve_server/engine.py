@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from chainserve.models.cache import KVCache
 from chainserve.models.runner import Runner
+from chainserve.models.wire import to_wire
 from chainserve.protocol.messages import FailureCode
 from chainserve.types import PeerId, SessionId
-from chainserve_server.iteration import run_batch
+from chainserve_server.iteration import Pack, run_batch
 from chainserve_server.work import (
     Batch,
     Forward,
@@ -56,6 +57,7 @@ class Engine:
         fail: Fail,
         observe: Observe = lambda _forward: None,
         chunk_tokens: ChunkTokens | None = None,  # None: prompts run as large as a batch may be
+        pack: Pack = to_wire,  # activations for the next server, in the compute thread
     ) -> None:
         self.cache = cache
         self.runner = runner
@@ -64,6 +66,7 @@ class Engine:
         self._fail = fail
         self._observe = observe
         self._chunk_tokens = chunk_tokens or (lambda _work, _num_decoding: max_batch_tokens)
+        self._pack = pack
         self._decoded_at: dict[SessionId, float] = {}  # when sessions took their last short step
         self._queues: dict[SessionId, deque[Item]] = {}
         self._changes: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
@@ -134,7 +137,7 @@ class Engine:
     def _run_batch(self, batch: Batch) -> Outcome:
         """Called in the compute thread, which must not keep a runner: when that is exchanged, its memory is needed."""
         assert self.runner is not None, "sessions are open, but no blocks are there"
-        return run_batch(self.runner, batch)
+        return run_batch(self.runner, batch, pack=self._pack)
 
     @property
     def num_decoding(self) -> int:

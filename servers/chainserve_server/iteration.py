@@ -1,6 +1,7 @@
 """One iteration of an engine: a packed forward over steps of many sessions, and what goes on from there to whom."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 
@@ -10,13 +11,18 @@ from chainserve.errors import StepError
 from chainserve.models.runner import Runner
 from chainserve.models.wire import from_wire, to_wire
 from chainserve.planning.profile import MAX_OUTPUTS
-from chainserve.protocol.messages import Activations, Choice, FailureCode, Sampled, Step
+from chainserve.protocol.messages import Activations, Choice, FailureCode, Sampled, Step, WireTensor
 from chainserve.types import PeerId, SessionId, Span
 from chainserve_server.work import Batch, Forward, Keeping, Outcome, Outgoing, Work
 
+Pack = Callable[[torch.Tensor], WireTensor]
 
-def run_batch(runner: Runner, batch: Batch) -> Outcome:
-    """Run `batch` in one forward per span; one message per receiver. Called in the compute thread."""
+
+def run_batch(runner: Runner, batch: Batch, *, pack: Pack = to_wire) -> Outcome:
+    """Run `batch` in one forward per span; one message per receiver. Called in the compute thread.
+
+    `pack` makes bytes of activations for the next server; clients get theirs as they are.
+    """
     outcome = Outcome([], [])
     for first in batch.firsts:
         if isinstance(first, Keeping):
@@ -34,7 +40,7 @@ def run_batch(runner: Runner, batch: Batch) -> Outcome:
         while works:
             began = time.perf_counter()
             try:
-                outcome.messages.extend(run_works(runner, works, span))
+                outcome.messages.extend(run_works(runner, works, span, pack=pack))
             except StepError as error:  # raised before anything ran: go on without that session
                 outcome.failures.append((SessionId(error.session), FailureCode.BAD_MESSAGE, str(error)))
                 works = [work for work in works if work.step.session != error.session]
@@ -52,7 +58,7 @@ def forward_of(works: list[Work], span: Span, *, seconds: float) -> Forward:
     return Forward(span, num_decode, sum(num_tokens) - num_decode, seconds, num_outputs)
 
 
-def run_works(runner: Runner, works: list[Work], span: Span) -> list[tuple[PeerId, Outgoing]]:
+def run_works(runner: Runner, works: list[Work], span: Span, *, pack: Pack) -> list[tuple[PeerId, Outgoing]]:
     """One packed forward, and its outputs as one message per receiver; `works` come sorted by receiver."""
     rows = [rows_of_work(runner, work) for work in works]
     hidden = rows[0] if len(rows) == 1 else torch.cat(rows)
@@ -61,12 +67,12 @@ def run_works(runner: Runner, works: list[Work], span: Span) -> list[tuple[PeerI
     pairs = list(zip(works, parts, strict=True))
     messages: list[tuple[PeerId, Outgoing]] = sample(runner, [pair for pair in pairs if pair[0].sampler is not None])
     untold = [pair for pair in pairs if pair[0].sampler is None]
-    for receiver, same_receiver in groupby(untold, key=lambda pair: pair[0].receiver):
-        leaving = [outgoing(work, part) for work, part in same_receiver if not work.is_tail or work.step.num_outputs]
+    for (receiver, is_tail), group in groupby(untold, key=lambda pair: (pair[0].receiver, pair[0].is_tail)):
+        leaving = [outgoing(work, part) for work, part in group if not is_tail or work.step.num_outputs]
         if leaving:
             steps, tensors = zip(*leaving, strict=True)
             packed = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-            messages.append((receiver, Activations(steps, to_wire(packed))))
+            messages.append((receiver, Activations(steps, to_wire(packed) if is_tail else pack(packed))))
     return messages
 
 

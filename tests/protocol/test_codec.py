@@ -14,7 +14,7 @@ from chainserve.errors import FrameError
 from chainserve.protocol.codec import DETAIL_CHARS, VERSION, Frame, decode, encode
 from chainserve.protocol.fields import Limits
 from chainserve.protocol.messages import (
-    DTYPES,
+    WIRE_TYPES,
     Activations,
     Admit,
     Admitted,
@@ -38,6 +38,7 @@ from chainserve.protocol.messages import (
     Step,
     Topic,
     WireTensor,
+    row_bytes,
 )
 from chainserve.protocol.pages import HASH_BYTES
 from chainserve.protocol.sampling import MAX_LOGPROBS, Sampling
@@ -157,9 +158,9 @@ def steps(draw: st.DrawFn) -> Step:
 @st.composite
 def activations(draw: st.DrawFn) -> Activations:
     packed = tuple(draw(st.lists(steps(), min_size=1, max_size=6)))
-    dtype, hidden = draw(st.sampled_from(sorted(DTYPES))), draw(st.integers(1, 9))
+    dtype, hidden = draw(st.sampled_from(sorted(WIRE_TYPES))), draw(st.integers(1, 9))
     num_tokens = sum(step.num_tokens for step in packed)
-    size = num_tokens * hidden * DTYPES[dtype]
+    size = num_tokens * row_bytes(dtype, hidden)
     return Activations(packed, WireTensor(dtype, (num_tokens, hidden), draw(st.binary(min_size=size, max_size=size))))
 
 

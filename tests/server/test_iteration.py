@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chainserve.models.sampling import TokenSampler
-from chainserve.models.wire import to_wire
+from chainserve.models.wire import Int8Wire, from_wire, to_wire
 from chainserve.planning.profile import MAX_OUTPUTS
-from chainserve.protocol.messages import Activations, Choice, Sampled, Step
+from chainserve.protocol.messages import INT8, Activations, Choice, Sampled, Step
 from chainserve.protocol.sampling import Sampling
 from chainserve.types import PeerId, SessionId, Span
 from chainserve_server.iteration import run_batch
@@ -91,6 +91,18 @@ def test_logits_are_computed_in_pieces_that_memory_is_kept_for() -> None:
     assert max(runner.rows_of_logits) <= MAX_OUTPUTS
     assert sum(runner.rows_of_logits) == 150
     assert len(runner.rows_of_logits) == 3
+
+
+def test_what_goes_on_to_a_server_is_packed_and_what_goes_to_a_client_is_not() -> None:
+    def work(number: int, *, is_tail: bool) -> Work:
+        return Work(Step(session(number), 0, 0, 1, 1), SPAN, to_wire(torch.ones(1, 2)), CLIENT, is_tail=is_tail)
+
+    works = [work(1, is_tail=False), work(2, is_tail=False), work(3, is_tail=True)]
+    messages = run_batch(cast(Any, Runner()), Batch([], works), pack=Int8Wire()).messages
+    assert [(len(message.steps), message.tensor.dtype) for _, message in messages] == [(2, INT8), (1, "float32")]
+    for _, message in messages:
+        arrived = from_wire(message.tensor, dtype=torch.float32, device=torch.device("cpu"))
+        assert torch.equal(arrived, torch.full((len(message.steps), 2), 2.0))
 
 
 def test_steps_of_both_modes_run_in_one_forward() -> None:
