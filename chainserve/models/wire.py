@@ -41,8 +41,8 @@ class Int8Wire:
         if lost.isfinite():
             self._lost += float(lost)
             self._sent += float(padded.square().sum())
-        bytes_ = integers.to(torch.int8).view(rows, -1)[:, :width]
-        packed = torch.cat([scales.view(rows, -1).view(torch.uint8), bytes_.contiguous().view(torch.uint8)], dim=1)
+        elements = integers.to(torch.int8).view(rows, -1)[:, :width]
+        packed = torch.cat([scales.view(rows, -1).view(torch.uint8), elements.view(torch.uint8)], dim=1)
         return WireTensor(INT8, (rows, width), packed.view(-1).numpy().data)
 
 

@@ -226,8 +226,8 @@ class _Queues:
 
     def _kept_for(self, cursor: int) -> tuple[ServerProfile, Span] | None:
         """The server kept for an end of the model, if it can go on from the cursor up to that end, and its blocks."""
-        for profile, reaches in ((self.opening, cursor == 0), (self.closing, True)):
-            if profile is None or profile.peer in self.taken or not reaches:
+        for profile in (self.opening if cursor == 0 else None, self.closing):
+            if profile is None or profile.peer in self.taken:
                 continue
             span = self._span_at(cursor, profile)
             if span is not None and (profile is self.opening or span.end == self.model.num_blocks):

@@ -9,7 +9,11 @@ from chainserve.models.linear import HAS_ONEDNN, FewRowsLinear, LargeLinear, spe
 
 
 @pytest.mark.parametrize(
-    "is_large", [False, pytest.param(True, marks=pytest.mark.skipif(not HAS_ONEDNN, reason="none"))]
+    "is_large",
+    [
+        False,
+        pytest.param(True, marks=pytest.mark.skipif(not HAS_ONEDNN, reason="torch has no oneDNN on this processor")),
+    ],
 )
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (1, 5), (1, 300), (3,)])
