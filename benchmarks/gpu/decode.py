@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import uvloop
 from circumstances import circumstances, keep
+from roofline import read_bytes_per_s
 from transformers import AutoConfig
 
 from chainserve.models.load import bytes_by_block
@@ -28,17 +29,6 @@ from chainserve_server.local import LocalSwarm
 
 NUM_TOKENS = 64
 PROMPT_TOKENS = 32
-
-
-def read_bytes_per_s(device: torch.device) -> float:
-    """What the device reads from its memory, by sums over a tensor that no cache holds."""
-    data = torch.ones(2**30 if device.type == "cuda" else 2**27, dtype=torch.bfloat16, device=device)
-    best = 0.0
-    for _ in range(10):
-        began = time.perf_counter()
-        data.sum().item()
-        best = max(best, data.nbytes / (time.perf_counter() - began))
-    return best
 
 
 async def speed(client: AsyncClient, num_sessions: int) -> float:

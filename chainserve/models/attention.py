@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from chainserve.models.rows import Rows
+
 ATTENTION = "chainserve"
 """Name under which transformers finds `packed_attention`."""
 
@@ -83,8 +85,8 @@ def split_packed(packed: Tensor, num_new: list[int]) -> Sequence[Tensor]:
 def packed_attention(
     module: nn.Module,
     query: Tensor,
-    key: Ragged,
-    value: Ragged,
+    key: Ragged | Rows,
+    value: Ragged | Rows,
     attention_mask: None,
     *,
     scaling: float | None = None,
@@ -98,6 +100,14 @@ def packed_attention(
     `sliding_window` counts the keys a query sees, itself included; `softcap` bounds the scores (Gemma 2); `s_aux`
     (heads,) are scores of a sink that takes weight and gives nothing (gpt-oss).
     """
+    if isinstance(key, Rows):
+        assert isinstance(value, Rows)
+        from chainserve.models.row_kernels import row_attention  # needs Triton, which only devices that run it have
+
+        return row_attention(
+            query, key, value, scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux
+        ), None
+    assert isinstance(value, Ragged)
     if max(key.num_new) == 1 and softcap is None and s_aux is None:
         return _decode(query, key.parts, value.parts, scaling=scaling, window=sliding_window), None
     outputs = []

@@ -20,6 +20,7 @@ from torch import Tensor
 from chainserve.errors import CacheFullError, StepError
 from chainserve.models.attention import Masks, Ragged, split_packed
 from chainserve.models.pages import Page, PageStore, copy_page, join_pages
+from chainserve.models.rows import table_of
 from chainserve.protocol.messages import Step
 from chainserve.protocol.pages import PAGE_TOKENS
 from chainserve.types import SessionId, Span
@@ -35,6 +36,13 @@ class _Lane:
     length: int = 0
     slots: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     adopted: dict[int, list[Page]] = field(default_factory=dict)
+    _addresses: Tensor | None = None
+
+    def addresses(self, span: Span) -> Tensor | None:
+        """Where its keys and values of each block are, (2 * blocks,); None before all blocks have memory."""
+        if self._addresses is None and len(self.slots) == len(span):
+            self._addresses = torch.tensor([part.data_ptr() for block in span for part in self.slots[block]])
+        return self._addresses
 
     def copy_from(self, other: "_Lane") -> None:
         self.length = other.length
@@ -338,6 +346,20 @@ class PackedCache:
             all_keys.append(slot[0].narrow(2, 0, part.end))
             all_values.append(slot[1].narrow(2, 0, part.end))
         return Ragged(all_keys, self._num_new, self._masks), Ragged(all_values, self._num_new, self._masks)
+
+    def table(self, span: Span) -> Tensor | None:
+        """The batch as rows (`rows.table_of`); None if one of its lanes has no memory yet in some block."""
+        positions: list[int] = []
+        rooms: list[int] = []
+        addresses: list[Tensor] = []
+        for part in self._parts:
+            if (own := part.lane.addresses(span)) is None:
+                return None
+            num_new = part.end - part.start
+            positions += range(part.start, part.end)
+            rooms += [part.max_tokens] * num_new
+            addresses += [own] * num_new
+        return table_of(positions, rooms, addresses)
 
     def get_seq_length(self, _layer_idx: int = 0) -> int:
         """Asked by families that would number positions themselves; we always give them the positions."""

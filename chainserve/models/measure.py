@@ -156,6 +156,7 @@ def time_blocks(runner: Runner, hidden_size: int, *, clock: Clock) -> Timings:
         runner.ends.logits(rows).argmax(-1).tolist()  # the least that is made of logits; waits for the device
         return clock() - began
 
+    runner.warm_up()
     forward_s(decoding, start=0, num_tokens=CONTEXT_TOKENS)
     for span, session in alone.items():
         forward_s([session], start=0, num_tokens=CONTEXT_TOKENS, span=span)

@@ -10,6 +10,7 @@ from chainserve.errors import FrameError
 from chainserve.models.cache import KVCache
 from chainserve.models.cache_name import CACHE
 from chainserve.models.ends import Ends
+from chainserve.models.graphs import MOST_ROWS, Graphs
 from chainserve.models.linear import speed_up
 from chainserve.models.skeleton import blocks_of, final_norm, with_skips
 from chainserve.protocol.messages import DTYPES, Step
@@ -26,6 +27,7 @@ class Runner:
         self._hidden_size = model.config.hidden_size
         self._blocks = {span: blocks_of(self._base)}
         speed_up(self._blocks[span])
+        self._graphs = Graphs(self._run) if self.device.type == "cuda" else None
         self.span = span
         self.cache = cache
         self.ends = ends or Ends()
@@ -51,15 +53,29 @@ class Runner:
         if hidden.shape != (total, width):
             raise FrameError(f"steps need hidden states of shape {(total, width)}, got {tuple(hidden.shape)}")
         cache = self.cache.begin(steps, span)
-        positions = torch.cat([torch.arange(step.start, step.start + step.num_tokens) for step in steps])
-        self._base.layers = self._blocks_of(span)
-        output = self._base(
-            inputs_embeds=hidden.unsqueeze(0),
-            position_ids=positions.to(hidden.device).unsqueeze(0),
-            use_cache=True,
-            **{CACHE: cache},
-        )
+        blocks = self._blocks_of(span)
+        output = None
+        if self._graphs is not None and total <= MOST_ROWS and (table := cache.table(span)) is not None:
+            output = self._graphs.forward(hidden, table, blocks, span)
+        if output is None:
+            positions = torch.cat([torch.arange(step.start, step.start + step.num_tokens) for step in steps])
+            output = self._run(hidden, positions.to(hidden.device), cache, blocks)
         cache.commit()
+        return output
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Make ready for small batches through all blocks, before there are any sessions."""
+        if self._graphs is not None:
+            like = torch.zeros(1, self._hidden_size, dtype=self.dtype, device=self.device)
+            self._graphs.prepare(like, self._blocks[self.span], self.span)
+
+    def _run(self, hidden: Tensor, positions: Tensor, cache: object, blocks: nn.ModuleList) -> Tensor:
+        """Hidden states (total, hidden) at `positions` (total,) through `blocks`."""
+        self._base.layers = blocks
+        output = self._base(
+            inputs_embeds=hidden.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=True, **{CACHE: cache}
+        )
         result: Tensor = output.last_hidden_state.squeeze(0)
         return result
 

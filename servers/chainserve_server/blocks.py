@@ -188,6 +188,7 @@ class Blocks:
                     report += read(end_model)
                     ends[end] = Ends(end_model)
             runner = Runner(skeleton, span, self.cache, ends=Ends.joined(ends.values()))
+            runner.warm_up()
             return Held(span, runner, modules, ends), report
 
         return await in_background(load)

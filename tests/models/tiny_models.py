@@ -69,7 +69,7 @@ def filled(skeleton: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel
     """The skeleton with the weights it lacks taken from the whole model."""
     weights = model.state_dict()
     skeleton.load_state_dict({name: weights[name] for name in skeleton.state_dict()}, assign=True)
-    return skeleton
+    return skeleton.to(model.device)  # buffers that no checkpoint holds
 
 
 class TinyChain:
