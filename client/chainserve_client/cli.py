@@ -56,7 +56,7 @@ def _quickest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="chainserve", description="Talk to a chainserve swarm, look at it, or plan one."
+        prog="chainserve", description="Talk to a chainserve swarm, look at it, serve it to others, or plan one."
     )
     parser.add_argument("--version", action="version", version=f"chainserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)

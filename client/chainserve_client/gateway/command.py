@@ -5,9 +5,12 @@ import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from chainserve.errors import AddressError, UsageError
+
+if TYPE_CHECKING:
+    from chainserve_client.gateway.app import Gateway
 
 MAX_WAIT_S = 60.0
 LEAVE_S = 2.0
@@ -79,7 +82,7 @@ async def serving(options: argparse.Namespace) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def listening(gateway: Any, *, host: str, port: int) -> AsyncIterator[str]:
+async def listening(gateway: "Gateway", *, host: str, port: int) -> AsyncIterator[str]:
     """Serve a `Gateway` at this address; AddressError if it cannot be had."""
     from aiohttp import web
 
