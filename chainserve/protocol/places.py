@@ -35,8 +35,8 @@ class PlaceLimits:
 
     lease_s: float = 5.0  # for an offer to be taken up
     max_waiting: int = 1024  # at this head, for all its chains
-    max_waiting_of_client: int = 64
-    max_places_of_client: int = 64  # what it asks for beyond that waits, and does not hold up others
+    max_waiting_of_client: int = 256  # which may be a gateway for many users
+    max_places_of_client: int = 256  # what it asks for beyond that waits, and does not hold up others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

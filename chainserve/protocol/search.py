@@ -94,6 +94,11 @@ class PlaceSearch:
         """Seconds that are still to be waited, as heads said when they were asked; None while it waits nowhere."""
         return min((queued.wait_ms / 1000 for queued in self._waits.values()), default=None)
 
+    @property
+    def all_full(self) -> bool:
+        """Whether every head has been asked and has answered, or is silent, and none has a place."""
+        return not self._unasked and set(self._answers.values()) == {_Answer.QUEUED}
+
     def begin(self) -> list[Sending]:
         """Ask for the fastest chain."""
         return self._ask(1)

@@ -135,8 +135,8 @@ class ClientSession:
         return list(_pack(chunks, chunk_tokens))
 
     def stalled(self) -> Stalled:
-        """The message that asks who holds up the last step."""
-        return Stalled(self.id, self._sequence - 1)
+        """The message that asks who holds up the last step, whose number only the head knows in token mode."""
+        return Stalled(self.id, max(0, self._sequence - 1))
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget lane i's positions at or after lengths[i]; the next step tells the servers."""

@@ -37,6 +37,12 @@ class View:
             if server.state is ServerState.ONLINE and server.model_digest == model_digest
         )
 
+    def missing(self, model_digest: str) -> tuple[int, ...]:
+        """Blocks of a model of the swarm that no server which takes sessions holds."""
+        num_blocks = self.models()[model_digest][0].num_blocks
+        held = (server.span for server in self.online(model_digest) if server.span)
+        return tuple(sorted(set(range(num_blocks)).difference(*held)))
+
     def models(self) -> Mapping[str, tuple[Announcement, ...]]:
         """Servers of any state by the digest of their model."""
         models = defaultdict(list)

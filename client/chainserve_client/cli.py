@@ -1,18 +1,20 @@
-"""`chainserve`: talk to a swarm, look at it, and plan one, from the terminal."""
+"""`chainserve`: talk to a swarm, look at it, serve it to others and plan one, from the terminal."""
 
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, cast
 
 from chainserve import __version__
 from chainserve.errors import ChainserveError
 from chainserve.runtime.cores import free_idle_cores
 from chainserve_client import plan_command
+from chainserve_client.gateway import command as gateway_command
 from chainserve_client.parameters import GenerationOptions, Parameters
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def _quickest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="chainserve", description="Talk to a chainserve swarm, look at it, or plan one."
+        prog="chainserve", description="Talk to a chainserve swarm, look at it, serve it to others, or plan one."
     )
     parser.add_argument("--version", action="version", version=f"chainserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -83,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
     status.add_argument("--json", action="store_true", help="print everything as JSON")
     plan_command.add_parser(commands)
+    gateway_command.add_parser(commands)
     return parser
 
 
@@ -126,6 +129,32 @@ async def status(options: argparse.Namespace) -> None:
     print(to_json(current) if options.json else to_text(current))
 
 
+async def gateway(options: argparse.Namespace) -> None:
+    """Serve until interrupted."""
+    gateway_command.check(options)
+    check_token(options.token)
+    async with gateway_command.serving(options) as url:
+        print(f"serving at {url}/v1", flush=True)
+        await until_terminated()
+
+
+async def until_terminated() -> None:
+    """Wait for SIGTERM; Ctrl-C cancels."""
+    terminated = asyncio.Event()
+    with suppress(NotImplementedError):  # on Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
+    await terminated.wait()
+
+
+async def api_key(options: argparse.Namespace) -> None:
+    """Make a key, and say what belongs into the file of keys."""
+    from chainserve_client.gateway.keys import new_key
+
+    key, table = new_key(options.name)
+    print(f"key, shown this once: {key}", file=sys.stderr)
+    print(table, end="")
+
+
 async def connect(options: argparse.Namespace) -> "AsyncClient":
     Parameters.parse(generation_options(options))
     check_token(options.token)
@@ -165,7 +194,7 @@ def report(answer: "Generation") -> None:
     )
 
 
-COMMANDS = {"chat": chat, "generate": generate, "status": status}
+COMMANDS = {"chat": chat, "generate": generate, "status": status, "gateway": gateway, "api-key": api_key}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from chainserve.swarm.view import View
 from chainserve.types import Chain
 from chainserve_client.generation import Generation, Piece, Stream, generate
 from chainserve_client.join import join
-from chainserve_client.network import ModelInSwarm, Network
+from chainserve_client.network import ModelInSwarm, Network, models_in
 from chainserve_client.opening import Request, open_line
 from chainserve_client.parameters import TIMEOUT_S, GenerationOptions, Parameters
 from chainserve_client.text_model import TextModel, fetch_text_model
@@ -130,6 +130,7 @@ class AsyncClient:
             max_tokens=len(prompt) + parameters.max_new_tokens - 1,  # the last token never runs through the blocks
             input_tokens=len(prompt),
             timeout_s=parameters.timeout_s,
+            max_wait_s=parameters.max_wait_s,
             chain=chain,
             sampling=parameters.sampling(num_prompt_tokens=len(prompt), end_tokens=self.text.end_tokens),
             ids=ids,
@@ -180,16 +181,13 @@ class AsyncClient:
 
 def choose_model(view: View, name: str | None) -> ModelInSwarm:
     """The swarm's model called `name`, or the only one there is; SwarmError lists them if there are several."""
-    models = {
-        digest: ModelInSwarm(servers[0].model, digest, servers[0].num_blocks, servers[0].dtype)
-        for digest, servers in view.models().items()
-    }
+    models = models_in(view)
     if not models:
         raise SwarmError("no server is in the swarm now: start one, or try again in a moment")
-    named = [model for model in models.values() if model.name == name]
+    named = [model for model in models if model.name == name]
     if len(named) == 1:
         return named[0]
     if len(models) == 1:
-        return next(iter(models.values()))
-    names = ", ".join(sorted(model.name for model in models.values()))
+        return models[0]
+    names = ", ".join(sorted(model.name for model in models))
     raise SwarmError(f"the swarm serves {len(models)} models ({names}): name one with model=... or --model")

@@ -37,6 +37,8 @@ class Generation:
     """'stop' at an end token or a stop text, 'length' at max_new_tokens."""
     num_prompt_tokens: int
     chain: Chain
+    opened_s: float
+    """From the request to its session: for how long it waited for a place."""
     first_token_s: float
     """From the request to its first token."""
     total_s: float
@@ -89,11 +91,12 @@ async def generate(
     decode: Decode,
     started: float,
 ) -> AsyncGenerator[Piece | Generation, None]:
-    """Continue the prompt of a session that is open: pieces, and the `Generation` as the last item.
+    """Continue the prompt of a session that has just been opened: pieces, and the `Generation` as the last item.
 
     Tokens of `end_tokens` give no text; `started` is the time.monotonic() of the request. RequestLostError, with what
     has come so far, if its servers are lost and no others take over, or if it takes too long.
     """
+    opened_s = time.monotonic() - started
     stream = TextStream(decode, parameters.stop)
     pieces: list[Piece] = []
     first_token_s = 0.0
@@ -126,6 +129,7 @@ async def generate(
         finish_reason="stop" if stopped else "length",
         num_prompt_tokens=num_prompt_tokens,
         chain=session.chain,
+        opened_s=opened_s,
         first_token_s=first_token_s,
         total_s=time.monotonic() - started,
         logprobs=tuple(piece.logprobs for piece in pieces if piece.logprobs is not None),

@@ -59,6 +59,14 @@ class ModelInSwarm:
     dtype: str
 
 
+def models_in(view: View) -> list[ModelInSwarm]:
+    """The models that servers of the swarm hold blocks of."""
+    return [
+        ModelInSwarm(servers[0].model, digest, servers[0].num_blocks, servers[0].dtype)
+        for digest, servers in view.models().items()
+    ]
+
+
 class Network:
     """What the client knows of its swarm, and its links there."""
 

@@ -58,6 +58,7 @@ class Request:
     max_tokens: int  # of each lane
     input_tokens: int | None = None  # of these; None: not known
     timeout_s: float = TIMEOUT_S
+    max_wait_s: float | None = None  # for the first place, while all are taken; None: as long as there is time
     chain: Chain | None = None  # this one or none
     sampling: Sampling | None = None  # how to sample, in token mode
     ids: Sequence[int] = ()  # in token mode the tokens so far: the prompt, and what has come when it is opened again
@@ -95,6 +96,7 @@ class Opening:
         self._leaving: set[PeerId] = set()
         self._rng = random.Random()
         self._wait_s: float | None = None  # as heads said last
+        self._had_place = False
 
     async def reopen(self, without: PeerId, why: Why) -> ChainSession:
         """Open again without this server."""
@@ -113,7 +115,8 @@ class Opening:
         """Open on the best chain there is; see `open_session`.
 
         If there is none it is looked for again for `patience_s`, and over servers that were lost before if `may_trust`.
-        NoPlaceError if all are full for longer than `within_s`, or than the request's time.
+        NoPlaceError if all are full for longer than `within_s`, or than the request's time, or would be for longer than
+        it may wait.
         """
         refusal: LinkLostError | SessionRefusedError | None = None
         num_refusals = num_stale = 0
@@ -126,7 +129,10 @@ class Opening:
                     except (LinkLostError, SessionRefusedError) as error:
                         logger.info("no session: %s", error)
                         refusal = error
-                        num_refusals += not self._exclude(error)
+                        if self._exclude(error):
+                            self._check_wait()
+                        else:
+                            num_refusals += 1
                         is_stale = isinstance(error, SessionRefusedError) and error.code == FailureCode.STALE_PLAN
                         num_stale += is_stale
                         if num_refusals >= MAX_ATTEMPTS and time.monotonic() >= patient_until_s:
@@ -146,13 +152,25 @@ class Opening:
                         await asyncio.sleep(PAUSE_S)
                     await self._network.swarm.refresh()
         except TimeoutError:
-            waited_s = time.monotonic() - self._began_s
-            raise NoPlaceError(waited_s, wait_s=self._wait_s, reason=str(refusal or "")) from refusal
+            raise self._no_place(str(refusal or "")) from refusal
 
     @property
     def left_s(self) -> float:
         """Seconds that the request still has."""
         return max(0.0, self._began_s + self._request.timeout_s - time.monotonic())
+
+    def _check_wait(self) -> None:
+        """NoPlaceError if all is full for longer than a request that never had a place may wait."""
+        max_wait_s = self._request.max_wait_s
+        if max_wait_s is not None and not self._had_place and self._waited_s + (self._wait_s or 0.0) > max_wait_s:
+            raise self._no_place("")
+
+    def _no_place(self, reason: str) -> NoPlaceError:
+        return NoPlaceError(self._waited_s, wait_s=self._wait_s, reason=reason)
+
+    @property
+    def _waited_s(self) -> float:
+        return time.monotonic() - self._began_s
 
     def _exclude(self, error: LinkLostError | SessionRefusedError) -> bool:
         """Leave a server out that did not take the session; whether it may do so as soon as others have ended."""
@@ -219,6 +237,8 @@ class Opening:
                         self._post(search.receive(answer))
                     if search.wait_s is not None:
                         self._wait_s = search.wait_s
+                    if search.all_full:
+                        self._check_wait()
             finally:
                 self._post(search.give_up())
         if search.found is not None:
@@ -238,7 +258,7 @@ class Opening:
         """Open on this chain, where the session has a place."""
         request, chain = self._request, Chain(place.hops)
         plan = await self._network.plan_in_view(request.model.digest)
-        return await self._network.open_on(
+        session = await self._network.open_on(
             chain,
             place.session,
             request.model,
@@ -248,6 +268,8 @@ class Opening:
             prefix=prefix_of(request),
             predict=step_predictor(plan, chain) if plan is not None else None,
         )
+        self._had_place = True
+        return session
 
 
 def prefix_of(request: Request) -> tuple[bytes, ...]:

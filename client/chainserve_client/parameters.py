@@ -36,6 +36,7 @@ class GenerationOptions(TypedDict, total=False):
     num_logprobs: int | None
     max_drafts: int
     timeout_s: float
+    max_wait_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,8 @@ class Parameters:
     `stop_tokens`, or before the first of the `stop` texts. With `num_logprobs` each piece comes with its
     log-probability and those of as many likeliest tokens. `max_drafts` tokens per step may be drafted ahead from the
     text so far and verified at once, which changes nothing but speed; 0 turns that off. `timeout_s` is how long the
-    request may take in all: waiting for a place, generating, and going on elsewhere when servers are lost.
+    request may take in all: waiting for a place, generating, and going on elsewhere when servers are lost. With
+    `max_wait_s` it is given up at once when all chains are full and the first place is expected later than that.
     """
 
     max_new_tokens: int = 256
@@ -71,6 +73,7 @@ class Parameters:
     num_logprobs: int | None = None
     max_drafts: int = USUAL_DRAFTS
     timeout_s: float = TIMEOUT_S
+    max_wait_s: float | None = None
 
     def __post_init__(self) -> None:
         _check(_is_int(self.max_new_tokens) and self.max_new_tokens >= 1, "max_new_tokens", "an integer >= 1")
@@ -88,6 +91,8 @@ class Parameters:
         _check(are_biases and len(biases) <= MAX_BIASED, "logit_bias", f"token ids with a number, {MAX_BIASED} at most")
         _check(self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 2**63), "seed", "an integer in [0, 2^63)")
         _check(_is_real(self.timeout_s) and self.timeout_s > 0, "timeout_s", "a number > 0")
+        wait_s = self.max_wait_s
+        _check(wait_s is None or (_is_real(wait_s) and wait_s >= 0), "max_wait_s", "a number >= 0")
         _check(all(isinstance(text, str) and text for text in self.stop), "stop", "one or more texts, none empty")
         _check(all(_is_int(token) and token >= 0 for token in self.stop_tokens), "stop_tokens", "token ids")
         num = self.num_logprobs
@@ -112,7 +117,7 @@ class Parameters:
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             seed=secrets.randbits(63) if self.seed is None else self.seed,
-            logit_bias=tuple(sorted(self.logit_bias.items())),
+            logit_bias=tuple((token, float(bias)) for token, bias in sorted(self.logit_bias.items())),
             end_tokens=tuple(sorted(ends)),
             num_logprobs=self.num_logprobs,
             max_drafts=self.max_drafts,

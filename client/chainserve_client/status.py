@@ -57,12 +57,6 @@ class Status:
     ways: Mapping[PeerId, Way]  # to the servers that answer
     plans: Mapping[str, LivePlan | Unreadable] = field(default_factory=dict)  # that are followed, by model digest
 
-    def missing(self, model_digest: str) -> tuple[int, ...]:
-        """Blocks of a model that no server which takes sessions holds."""
-        num_blocks = self.view.models()[model_digest][0].num_blocks
-        held = (server.span for server in self.view.online(model_digest) if server.span)
-        return tuple(sorted(set(range(num_blocks)).difference(*held)))
-
 
 async def read_status(token: str) -> Status:
     """Join as a client, look around and leave; TokenError or JoinError if the swarm cannot be joined."""
@@ -157,7 +151,7 @@ def _model_lines(status: Status, digest: str, servers: Sequence[Announcement]) -
     yield from table(head, [[row[name] for name in head] for row in rows], right=("blocks", "weights", "cache free"))
     if any(server.pinned for server in servers):
         yield "* blocks chosen by the server's owner"
-    missing = status.missing(digest)
+    missing = status.view.missing(digest)
     yield f"nobody serves {describe_blocks(missing)}" if missing else "every block is served"
     yield from reach_text(servers)
     yield ""
@@ -208,7 +202,7 @@ def to_json(status: Status) -> str:
                 "num_blocks": servers[0].num_blocks,
                 "num_servers": len(servers),
                 "num_online": sum(server.state is ServerState.ONLINE for server in servers),
-                "missing_blocks": list(status.missing(digest)),
+                "missing_blocks": list(status.view.missing(digest)),
                 "plan": _plan_json(status, digest, servers),
             }
             for digest, servers in view.models().items()

@@ -23,6 +23,7 @@ from chainserve.errors import ChainserveError, PeerError, RequestError, SwarmErr
 from chainserve.protocol.messages import Topic
 from chainserve.protocol.text import TextBundle, unpack_text
 from chainserve_client.network import ModelInSwarm, Network
+from chainserve_client.token_bytes import bytes_of_tokens
 
 MAX_ASKED = 3
 ANSWER_S = 30.0
@@ -45,6 +46,7 @@ class TextModel:
             self._tokenizer = Tokenizer.from_str(bundle.tokenizer)
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
+            self._bytes_of = bytes_of_tokens(self._tokenizer)
         self._template: jinja2.Template | None = None
         if bundle.chat_template is not None:
             with _of_a_server(f"the chat template of {name}"):
@@ -82,6 +84,11 @@ class TextModel:
         """Text of token ids, without special tokens."""
         with _of_a_server(f"the tokenizer of {self.name}"):
             return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of a token, which may be part of a character; of a special token its name."""
+        with _of_a_server(f"the tokenizer of {self.name}"):
+            return self._bytes_of(token)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:

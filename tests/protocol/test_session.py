@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chainserve.errors import ProtocolError
+from chainserve.protocol.codec import decode, encode
+from chainserve.protocol.fields import Limits
 from chainserve.protocol.messages import (
     Activations,
     Close,
@@ -12,6 +14,7 @@ from chainserve.protocol.messages import (
     FailureCode,
     Opened,
     Reorder,
+    Stalled,
     Step,
     WireTensor,
 )
@@ -130,3 +133,9 @@ def test_closing_is_said_once() -> None:
     session = opened()
     assert session.close() == Close(ID)
     assert session.close() is None
+
+
+def test_in_token_mode_too_servers_can_be_asked_who_holds_up_a_step() -> None:
+    session = opened()
+    session.prompt([1, 2, 3])
+    assert decode(encode(session.stalled()), Limits()) == Stalled(ID, 0)

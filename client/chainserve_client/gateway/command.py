@@ -1,0 +1,102 @@
+"""`chainserve gateway`: its options, and the server from start to end."""
+
+import argparse
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainserve.errors import AddressError, UsageError
+
+if TYPE_CHECKING:
+    from chainserve_client.gateway.app import Gateway
+
+MAX_WAIT_S = 60.0
+LEAVE_S = 2.0
+"""So long running answers have to end when the gateway is stopped."""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands and their options."""
+    gateway = commands.add_parser("gateway", help="serve an OpenAI-compatible API")
+    gateway.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    gateway.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    gateway.add_argument("--port", type=int, default=8000, help="0 takes any that is free (8000)")
+    gateway.add_argument("--api-keys", type=Path, metavar="FILE", help="TOML file with a table per key; see api-key")
+    gateway.add_argument("--no-auth", action="store_true", help="let everybody in who reaches --host")
+    gateway.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN", help="let pages from there ask; may be repeated"
+    )
+    gateway.add_argument(
+        "--max-wait",
+        type=float,
+        default=MAX_WAIT_S,
+        metavar="SECONDS",
+        help=f"answer 429 if a place would have to be waited for longer ({MAX_WAIT_S:.0f})",
+    )
+    key = commands.add_parser("api-key", help="make a key for the gateway")
+    key.add_argument("name", metavar="NAME", type=_key_name, help="whose key it is")
+
+
+def _key_name(text: str) -> str:
+    if not text.replace("-", "").replace("_", "").isalnum() or not text.isascii():
+        raise argparse.ArgumentTypeError("letters, digits, - and _ only")
+    return text
+
+
+def check(options: argparse.Namespace) -> None:
+    """UsageError, before anything is started, if this cannot be or would let strangers in."""
+    if not options.max_wait >= 0:
+        raise UsageError(f"--max-wait {options.max_wait:g}: it has to be at least 0")
+    if options.api_keys is None and not options.no_auth and not _is_loopback(options.host):
+        raise UsageError(
+            f"{options.host} can be reached by others, and no keys are given: add --api-keys FILE "
+            f"(`chainserve api-key NAME` makes one), or --no-auth if everybody may use the swarm"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@asynccontextmanager
+async def serving(options: argparse.Namespace) -> AsyncIterator[str]:
+    """Join the swarm and serve; gives the address to ask at."""
+    from chainserve_client.gateway.app import Gateway
+    from chainserve_client.gateway.keys import Keys, read_keys
+    from chainserve_client.gateway.models import Models
+    from chainserve_client.join import join
+
+    keys = None if options.api_keys is None else Keys(read_keys(options.api_keys))
+    network = await join(options.token)
+    try:
+        gateway = Gateway(Models(network), keys=keys, cors_origins=options.cors_origin, max_wait_s=options.max_wait)
+        async with listening(gateway, host=options.host, port=options.port) as url:
+            yield url
+    finally:
+        await network.close()
+
+
+@asynccontextmanager
+async def listening(gateway: "Gateway", *, host: str, port: int) -> AsyncIterator[str]:
+    """Serve a `Gateway` at this address; AddressError if it cannot be had."""
+    from aiohttp import web
+
+    runner = web.AppRunner(
+        gateway.app, handler_cancellation=True, shutdown_timeout=LEAVE_S, access_log=None, keepalive_timeout=75.0
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise AddressError(f"cannot listen at {host}:{port}: {error.strerror}") from None
+        shown = f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
