@@ -19,10 +19,11 @@ def circumstances(benchmark: str, *packages: str, **facts: Any) -> dict[str, Any
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
     with open("/proc/cpuinfo") as file:
         cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown")
+    script = Path(sys.argv[0]).resolve().relative_to(PROJECT.resolve())
     software = [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in packages)]
     return {
         "benchmark": benchmark,
-        "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
+        "command": f"python {script} {shlex.join(sys.argv[1:])}".strip(),
         "commit": commit.stdout.strip(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": f"{cpu}, {os.cpu_count()} cores",

@@ -66,7 +66,8 @@ class Graphs:
             return None
         graph.hidden[:num_rows].copy_(hidden)
         graph.table[:, :num_rows].copy_(table)
-        graph.table[ADDRESSES:, num_rows:].zero_()
+        if num_rows < len(graph.hidden):
+            graph.table[ADDRESSES:, num_rows:].zero_()
         graph.replay()
         return graph.output[:num_rows].clone()
 

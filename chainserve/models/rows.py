@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-POSITION, ROOM, ADDRESSES = 0, 1, 2
+POSITION, ADDRESSES = 0, 2
 """Lines of a table (2 + 2 * blocks, rows) of int64: position, tokens that the sequence has room for, and from the third
 on, block by block, the addresses of its keys and of its values, each (kv_heads, room, dim). A row whose addresses are 0
 is not there."""
@@ -20,8 +20,7 @@ is not there."""
 def table_of(positions: Sequence[int], rooms: Sequence[int], addresses: Sequence[Tensor]) -> Tensor:
     """The table, on the CPU, of rows at `positions` of sequences with `addresses` (2 * blocks,) each."""
     table = torch.empty(ADDRESSES + len(addresses[0]), len(positions), dtype=torch.int64)
-    table[POSITION] = torch.tensor(positions)
-    table[ROOM] = torch.tensor(rooms)
+    table[:ADDRESSES] = torch.tensor((positions, rooms))
     torch.stack(tuple(addresses), dim=1, out=table[ADDRESSES:])
     return table
 
