@@ -51,6 +51,7 @@ class KnownSpeed:
         self.forwards: Counter[tuple[int, int, int]] = Counter()  # (blocks, sessions, tokens of each)
         self.num_heads: Counter[int] = Counter()  # by outputs
         self._slower = slower
+        self.is_warm = False
 
     @property
     def ends(self) -> "KnownSpeed":
@@ -64,7 +65,12 @@ class KnownSpeed:
     def clock(self) -> float:
         return self.now_s
 
+    def warm_up(self) -> None:
+        assert not self.forwards
+        self.is_warm = True
+
     def forward(self, hidden: torch.Tensor, steps: Sequence[Step], span: Span) -> torch.Tensor:
+        assert self.is_warm
         assert hidden.shape == (sum(step.num_tokens for step in steps), HIDDEN)
         self.cache.begin(steps, span).commit()
         num, tokens = len(steps), steps[0].num_tokens
