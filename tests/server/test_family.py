@@ -96,7 +96,7 @@ async def pids(log: Log, *, number: int) -> dict[str, int]:
 async def test_every_line_is_marked_with_its_server() -> None:
     log = Log()
     steps = [["say", "hello"], ["err", "1%\r50%\r100%"], ["err", "caf\u00e9"], ["say", ""], ["say", "x" * 100_000]]
-    async with family([*steps, ["exit", 0]], ["pid", ["exit", 0]], log=log, joins=False) as (_, task):
+    async with family([*steps, ["exit", 0]], ["pid", "serve"], log=log, joins=False) as (_, task):
         with pytest.raises(ServerFailedError):
             await done(task)
     assert "[a] hello" in log.lines
