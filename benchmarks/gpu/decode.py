@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import uvloop
 from circumstances import circumstances, keep
-from roofline import read_bytes_per_s
+from roofline import name_of, read_bytes_per_s
 from transformers import AutoConfig
 
 from chainserve.models.load import bytes_by_block
@@ -84,11 +84,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     figures = uvloop.run(measure(options))
-    is_cuda = torch.device(options.device).type == "cuda"
     about = circumstances(
         "gpu/decode",
         "torch",
-        device=torch.cuda.get_device_name(options.device) if is_cuda else options.device,
+        device=name_of(options.device),
         rounds=options.rounds,
         tokens=NUM_TOKENS,
     )

@@ -1,6 +1,6 @@
 """One packed forward of decode steps through a Llama-2-7B-shaped model, by number of sessions and cached tokens.
 
-    python benchmarks/gpu/forward.py [--device cuda] [--sessions 1,2,4,8,16,32,64] [--cached 128,2048] [--output FILE]
+    python benchmarks/gpu/forward.py [--device cuda] [--sessions 1,2,4,8,16,32,64] [--cached 128,1024] [--output FILE]
 
 With CUDA graphs and without, beside the time in which the device reads the weights once. No network, no checkpoint.
 """
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from circumstances import circumstances, keep
-from roofline import read_bytes_per_s
+from roofline import name_of, read_bytes_per_s
 from transformers import LlamaConfig
 
 from chainserve.models.cache import KVCache
@@ -89,16 +89,15 @@ def main() -> None:
     parser.add_argument("--num-blocks", type=int, default=32)
     parser.add_argument("--kv-heads", type=int, default=32)
     parser.add_argument("--sessions", type=numbers, default="1,2,4,8,16,32,64")
-    parser.add_argument("--cached", type=numbers, default="128,2048")
+    parser.add_argument("--cached", type=numbers, default="128,1024")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     figures = measure(options)
-    is_cuda = torch.device(options.device).type == "cuda"
     about = circumstances(
         "gpu/forward",
         "torch",
-        device=torch.cuda.get_device_name(options.device) if is_cuda else options.device,
+        device=name_of(options.device),
         rounds=options.rounds,
     )
     keep(options.output or Path(__file__).parent.parent / "results" / "gpu" / "forward.json", about, figures)

@@ -1,4 +1,4 @@
-"""How fast a device reads its memory, which bounds how fast it decodes."""
+"""The device: its name, and how fast it reads its memory, which bounds how fast it decodes."""
 
 import time
 
@@ -14,3 +14,8 @@ def read_bytes_per_s(device: torch.device) -> float:
         data.sum().item()
         best = max(best, data.nbytes / (time.perf_counter() - began))
     return best
+
+
+def name_of(device: str) -> str:
+    """What its maker calls it."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device

@@ -11,6 +11,7 @@ from tiny_models import (
     B,
     C,
     TinyChain,
+    assert_close,
     embeddings,
     expected_hidden,
     last_hidden,
@@ -27,9 +28,6 @@ from chainserve.models.skeleton import build_skeleton
 from chainserve.protocol.messages import Step
 from chainserve.types import Span
 
-TOLERANCE = 3e-5
-"""Of the largest hidden value: some hundred roundings of float32, of which processors make different ones."""
-
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
@@ -43,10 +41,6 @@ def llama() -> PreTrainedModel:
 
 def assert_same(model: PreTrainedModel, outputs: list[Tensor], ids: Tensor) -> None:
     assert_close(last_hidden(model, torch.cat(outputs)), expected_hidden(model, ids))
-
-
-def assert_close(hidden: Tensor, expected: Tensor) -> None:
-    assert (hidden - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 def test_packed_prefill_and_decode_of_several_sessions_equal_the_whole_model(model: PreTrainedModel) -> None:

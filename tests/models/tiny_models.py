@@ -26,6 +26,8 @@ from chainserve.protocol.messages import Step
 from chainserve.types import SessionId, Span
 
 NUM_BLOCKS, HIDDEN, VOCAB, WINDOW = 6, 64, 128, 5
+TOLERANCE = 3e-5
+"""Of the largest hidden value: some hundred roundings of float32, of which processors make different ones."""
 SPANS = (Span(0, 2), Span(2, 5), Span(5, 6))
 A, B, C = (SessionId(name * 16) for name in (b"a", b"b", b"c"))
 
@@ -112,6 +114,10 @@ def last_hidden(model: PreTrainedModel, outputs: Tensor) -> Tensor:
 def expected_hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """transformers' own forward of one sequence, all blocks at once: (tokens, hidden)."""
     return model.base_model(ids.unsqueeze(0), use_cache=False).last_hidden_state[0]
+
+
+def assert_close(hidden: Tensor, expected: Tensor) -> None:
+    assert (hidden - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 def random_ids(num_tokens: int, *, seed: int) -> Tensor:

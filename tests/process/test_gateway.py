@@ -36,7 +36,7 @@ def gateway(token: str, folder: Path, *options: str) -> Iterator[str]:
             while (found := re.search(r"serving at (\S+)\n", log.read_text())) is None:
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline_s, log.read_text()
-                time.sleep(0.05)
+                time.sleep(0.05)  # a process that writes to a file offers no event to wait on
             yield found[1]
         finally:
             process.terminate()
