@@ -36,7 +36,7 @@ class Chat:
 
     schema = object_of(
         {
-            "messages": {"type": "array", "items": MESSAGE, "minItems": 1, "title": "an array of messages"},
+            "messages": {"type": "array", "items": MESSAGE, "minItems": 1, "title": "an array of one or more messages"},
             "max_completion_tokens": optional("integer", minimum=1, maximum=MAX_TOKENS),
             "logprobs": optional("boolean", default=False),
             "top_logprobs": optional("integer", minimum=0, maximum=MAX_LOGPROBS),
