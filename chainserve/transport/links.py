@@ -39,6 +39,14 @@ class Timing:
 
 
 @dataclass(slots=True)
+class Traffic:
+    """Bytes of frames."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(slots=True)
 class LinkCounters:
     """What went through the links so far."""
 
@@ -49,6 +57,7 @@ class LinkCounters:
     links_made: int = 0
     links_lost: int = 0
     refused: Counter[str] = field(default_factory=Counter)  # frames, by FrameError.reason
+    traffic: dict[tuple[str, str], Traffic] = field(default_factory=dict)  # by role of the peer and kind of link
 
 
 class Links:
@@ -56,7 +65,7 @@ class Links:
 
     `lookup` tells a peer's published addresses, none if it is not known. `transports` come in order of preference.
     `on_lost` is called when a peer has no link any more, for whatever reason but our own `close`; `on_refused`
-    for each frame the codec refuses.
+    for each frame the codec refuses. `role_of` sorts peers for the counters of traffic, into few roles.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class Links:
         on_message: Callable[[PeerId, Message], None],
         on_lost: Callable[[PeerId, str], None],
         on_refused: Callable[[PeerId, FrameError], None],
+        role_of: Callable[[PeerId], str] = lambda _peer: "peer",
         limits: Limits | None = None,
         timing: Timing | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -78,6 +88,7 @@ class Links:
         self._on_message = on_message
         self._on_lost = on_lost
         self._on_refused = on_refused
+        self._role_of = role_of
         self._limits = limits or Limits()
         self._timing = timing or Timing()
         self._clock = clock
@@ -137,6 +148,16 @@ class Links:
         assert LOAD_BYTES <= num_bytes <= self._limits.max_probe_bytes
         probing = self._start(self._probe(self._to(peer), encode(Probe(num_bytes))))
         await self._shield(peer, probing)  # a frame that breaks off would break the link
+
+    @property
+    def num_strangers(self) -> int:
+        """How many have called and not proved that they belong here."""
+        return sum(transport.num_strangers for transport in self._transports)
+
+    def standing(self) -> Counter[tuple[str, str]]:
+        """How many links stand, by role of the peer and kind of link."""
+        links = (standing.link for all_to in self._standing.values() for standing in all_to)
+        return Counter((self._role_of(link.peer), link.kind) for link in links)
 
     def kind(self, peer: PeerId) -> str | None:
         """What carries the link to `peer`: 'direct', 'relayed', 'memory'; None if none stands."""
@@ -221,7 +242,7 @@ class Links:
 
     def _stand(self, link: Link, *, dialled: bool) -> asyncio.Task[None]:
         """Use a link from now on; returns the task that lives as long as the link."""
-        standing = _Standing(link, dialled, active_at=self._clock())
+        standing = _Standing(link, dialled, active_at=self._clock(), traffic=self._traffic(link))
         standing.task = self._start(self._keep(standing))
         self._standing.setdefault(link.peer, []).append(standing)
         self.counters.links_made += 1
@@ -262,6 +283,7 @@ class Links:
             is_load = is_load or len(frame) >= LOAD_BYTES  # until the beat behind it
             self.counters.frames_received += 1
             self.counters.bytes_received += len(frame)
+            standing.traffic.bytes_received += len(frame)
             try:
                 message = decode(frame, self._limits)
             except FrameError as error:
@@ -283,6 +305,7 @@ class Links:
         timing = self._timing
         while True:
             standing.hurry.clear()
+            standing.traffic = self._traffic(standing.link)  # a server may call before its record is known
             await self._send_beat(standing)
             active = self._is_active(standing)
             pause_s = min(timing.keepalive_s, timing.heartbeat_s) if active else timing.heartbeat_s
@@ -331,6 +354,10 @@ class Links:
         await standing.link.send(frame)
         self.counters.frames_sent += 1
         self.counters.bytes_sent += len(frame)
+        standing.traffic.bytes_sent += len(frame)
+
+    def _traffic(self, link: Link) -> Traffic:
+        return self.counters.traffic.setdefault((self._role_of(link.peer), link.kind), Traffic())
 
     def _now_us(self) -> int:
         return int(self._clock() * 1e6)
@@ -354,6 +381,7 @@ class _Standing:
     link: Link
     dialled: bool  # by us
     active_at: float  # when it last carried activations, or was made
+    traffic: Traffic  # where its bytes are counted
     beats: Beats = field(default_factory=Beats)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)  # a beat of ours is waited for
     news: asyncio.Event = field(default_factory=asyncio.Event)  # set for a moment at each beat of theirs

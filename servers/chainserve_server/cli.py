@@ -127,6 +127,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--port", type=int, default=0, help="for links; the DHT takes the next one (the system chooses)"
     )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        help="show metrics for Prometheus at this port, over plain HTTP (no)",
+    )
+    parser.add_argument(
+        "--metrics-host", default="127.0.0.1", metavar="ADDRESS", help="and this address (127.0.0.1: this machine only)"
+    )
     parser.add_argument("--identity", type=Path, metavar="FILE", help="this peer's key (kept for this user)")
     parser.add_argument(
         "--token-days", type=float, default=30, metavar="DAYS", help="the token printed is good for so long (30)"
@@ -161,6 +170,8 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
         device=options.device,
         host=options.host,
         port=options.port,
+        metrics_host=options.metrics_host,
+        metrics_port=options.metrics_port,
         identity=options.identity,
         token_days=options.token_days,
         lease_s=options.lease,

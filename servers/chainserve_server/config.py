@@ -56,6 +56,8 @@ class ServerConfig:
     device: str = "cpu"
     host: str = "127.0.0.1"
     port: int = 0  # for links; 0: the system chooses. The DHT listens on the next one.
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None  # None: no metrics; 0: the system chooses
     identity: Path | None = None
     token_days: float = 30.0  # how long the join tokens we print are good for
     max_batch_tokens: int = MAX_BATCH_TOKENS
@@ -68,6 +70,8 @@ class ServerConfig:
             raise AddressError(
                 f"not a port: {self.port} (want 1 to 65534, as the DHT takes the next one, or 0: the system chooses)"
             )
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise AddressError(f"not a port: --metrics-port {self.metrics_port} (want 1 to 65535, or 0 for a free one)")
         if not 1 <= self.lease_s <= MAX_LEASE_S:
             raise UsageError(f"a record cannot count for {self.lease_s:g} s: give 1 to {MAX_LEASE_S:g} with --lease")
         if not self.token_days > 0:

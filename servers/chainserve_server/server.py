@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 
+import torch
+
 from chainserve import __version__
 from chainserve.errors import SwarmError, describe_blocks
 from chainserve.models.cache import KVCache
@@ -27,6 +29,7 @@ from chainserve.swarm.records import Announcement, direct_addresses, precision
 from chainserve.swarm.token import JoinToken, swarm_secret
 from chainserve.transport.direct import DirectTransport
 from chainserve.transport.exchange import Exchange
+from chainserve.transport.exposition import metrics_page, serving_metrics
 from chainserve.transport.handshake import Credentials
 from chainserve.transport.links import Links
 from chainserve.transport.outbox import Outbox
@@ -37,11 +40,12 @@ from chainserve_server.blocks import Blocks
 from chainserve_server.config import ServerConfig
 from chainserve_server.engine import Engine
 from chainserve_server.handouts import Handouts
+from chainserve_server.metrics import ForwardCounts, server_families
 from chainserve_server.observation import DemandWindow, StepChecks
 from chainserve_server.prepare import Prepared
 from chainserve_server.sampling import LinkSampler
 from chainserve_server.sessions import Sessions
-from chainserve_server.work import Work
+from chainserve_server.work import Forward, Work
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +69,13 @@ async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Even
         resources.push_async_callback(server.links.close)
         resources.push_async_callback(server.outbox.close)
         resources.push_async_callback(server.withdraw)
-        say(await server.introduction())
+        metrics = None
+        if config.metrics_port is not None:
+            page = metrics_page(lambda: server_families(server))
+            metrics = await resources.enter_async_context(
+                serving_metrics(page, host=config.metrics_host, port=config.metrics_port)
+            )
+        say(await server.introduction(metrics=metrics))
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(work)
@@ -111,6 +121,7 @@ class Server:
         self._session_ended = asyncio.Event()
         self._demand = DemandWindow(clock=time.monotonic)
         self._checks = StepChecks(prepared.profile.times)
+        self.forwards = ForwardCounts()
         self.links = Links(
             swarm.peer_id,
             [
@@ -121,6 +132,7 @@ class Server:
             on_message=self._handle,
             on_lost=self._lost,
             on_refused=lambda peer, error: self.sessions.refused(peer, error),
+            role_of=lambda peer: "server" if peer in swarm.view.servers else "client",
         )
         self.outbox = Outbox(self.links, on_lost=self._lost)
         self._wire = Int8Wire() if config.wire else None
@@ -129,7 +141,7 @@ class Server:
             max_batch_tokens=config.max_batch_tokens,
             emit=lambda peer, message: self.sessions.emit(peer, message),
             fail=lambda session, code, detail: self.sessions.fail(session, code, detail),
-            observe=self._checks.observe,
+            observe=self._observe,
             chunk_tokens=self._chunk_tokens,
             pack=self._wire or to_wire,
         )
@@ -171,6 +183,15 @@ class Server:
             carry_out=carry_out,
             clock=time.monotonic,
         )
+
+    @property
+    def device(self) -> torch.device:
+        return self._prepared.device
+
+    @property
+    def num_servers_seen(self) -> int:
+        """Of the swarm, whatever their model."""
+        return len(self._swarm.view.servers)
 
     @property
     def pinned(self) -> Span | None:
@@ -275,8 +296,8 @@ class Server:
         if self._wire and self._wire.error:
             self._say(f"activations that were sent on in 8 bits are off by {self._wire.error:.2%} (root mean square)")
 
-    async def introduction(self) -> str:
-        """What the terminal shows once we are in the swarm."""
+    async def introduction(self, *, metrics: str | None = None) -> str:
+        """What the terminal shows once we are in the swarm; `metrics` is where they can be read."""
         prepared, config = self._prepared, self._config
         name = prepared.source.name
         blocks = f"blocks {self.pinned}" if self.pinned else "blocks chosen by the swarm"
@@ -286,6 +307,8 @@ class Server:
             f"  links   {', '.join(self.links.addresses)}",
             f"  offers  {prepared.memory_bytes / 1e6:,.0f} MB on {prepared.device} for {name}, {blocks}",
         ]
+        if metrics is not None:
+            lines.append(f"  metrics {metrics}")
         if not config.join:
             token = await self._swarm.token(
                 expires_at=time.time() + config.token_days * 86_400, direct=direct_addresses(self.links.addresses)
@@ -301,6 +324,10 @@ class Server:
             if config.host in LOOPBACK:
                 lines.append("Only this machine can reach it: start with --host ADDRESS for others to join.")
         return "\n".join(lines)
+
+    def _observe(self, forward: Forward) -> None:
+        self._checks.observe(forward)
+        self.forwards.add(forward)
 
     def _chunk_tokens(self, work: Work, num_decoding: int) -> int:
         """Tokens of a prompt to run at once."""
