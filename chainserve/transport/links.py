@@ -36,6 +36,7 @@ class Timing:
     active_s: float = 1.0  # how long a link stays active after its last activations
     timeout_s: float = 5.0  # without anything received
     connect_s: float = 3.0  # for each way to a peer
+    known_s: float = 5.0  # after which the record of who called is known, if it has one
 
 
 @dataclass(slots=True)
@@ -242,7 +243,7 @@ class Links:
 
     def _stand(self, link: Link, *, dialled: bool) -> asyncio.Task[None]:
         """Use a link from now on; returns the task that lives as long as the link."""
-        standing = _Standing(link, dialled, active_at=self._clock(), traffic=self._traffic(link))
+        standing = _Standing(link, dialled, active_at=self._clock(), made_at=self._clock())
         standing.task = self._start(self._keep(standing))
         self._standing.setdefault(link.peer, []).append(standing)
         self.counters.links_made += 1
@@ -268,6 +269,7 @@ class Links:
         """Give up every link to `peer`: with two of them, what was lost in one must not be missed in the other."""
         for standing in self._standing.pop(peer):
             self.counters.links_lost += 1
+            self._sort(standing)
             standing.news.set()
             if standing.task is not asyncio.current_task():
                 standing.task.cancel()
@@ -305,7 +307,8 @@ class Links:
         timing = self._timing
         while True:
             standing.hurry.clear()
-            standing.traffic = self._traffic(standing.link)  # a server may call before its record is known
+            if self._clock() - standing.made_at > self._timing.known_s:
+                self._sort(standing)
             await self._send_beat(standing)
             active = self._is_active(standing)
             pause_s = min(timing.keepalive_s, timing.heartbeat_s) if active else timing.heartbeat_s
@@ -356,8 +359,15 @@ class Links:
         self.counters.bytes_sent += len(frame)
         standing.traffic.bytes_sent += len(frame)
 
-    def _traffic(self, link: Link) -> Traffic:
-        return self.counters.traffic.setdefault((self._role_of(link.peer), link.kind), Traffic())
+    def _sort(self, standing: "_Standing") -> None:
+        """Count the link's bytes with those of its kind, where its peer belongs by what is known of it now."""
+        key = self._role_of(standing.link.peer), standing.link.kind
+        sorted_into = self.counters.traffic.setdefault(key, Traffic())
+        if not standing.is_sorted:
+            standing.is_sorted = True
+            sorted_into.bytes_sent += standing.traffic.bytes_sent
+            sorted_into.bytes_received += standing.traffic.bytes_received
+        standing.traffic = sorted_into
 
     def _now_us(self) -> int:
         return int(self._clock() * 1e6)
@@ -381,7 +391,9 @@ class _Standing:
     link: Link
     dialled: bool  # by us
     active_at: float  # when it last carried activations, or was made
-    traffic: Traffic  # where its bytes are counted
+    made_at: float
+    traffic: Traffic = field(default_factory=Traffic)  # where its bytes are counted: its own, until they are sorted
+    is_sorted: bool = False
     beats: Beats = field(default_factory=Beats)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)  # a beat of ours is waited for
     news: asyncio.Event = field(default_factory=asyncio.Event)  # set for a moment at each beat of theirs
