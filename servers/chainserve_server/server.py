@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 
 import torch
 
@@ -27,6 +28,7 @@ from chainserve.swarm.planner import Job, Planner
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import Announcement, direct_addresses, precision
 from chainserve.swarm.token import JoinToken, swarm_secret
+from chainserve.transport.calling_back import call_back
 from chainserve.transport.direct import DirectTransport
 from chainserve.transport.exchange import Exchange
 from chainserve.transport.exposition import metrics_page, serving_metrics
@@ -122,12 +124,10 @@ class Server:
         self._demand = DemandWindow(clock=time.monotonic)
         self._checks = StepChecks(prepared.profile.times)
         self.forwards = ForwardCounts()
+        direct = DirectTransport(credentials, host=config.host, port=config.port)
         self.links = Links(
             swarm.peer_id,
-            [
-                DirectTransport(credentials, host=config.host, port=config.port),
-                RelayedTransport(swarm.p2p, credentials),
-            ],
+            [direct, RelayedTransport(swarm.p2p, credentials)],
             lookup=self._addresses_of,
             on_message=self._handle,
             on_lost=self._lost,
@@ -164,7 +164,9 @@ class Server:
             grace_s=config.move_grace_s,
             on_change=lambda: self.member.changed(),
         )
-        self.exchange = Exchange(self.links, answers=Handouts(swarm, prepared.source).answers)
+        self.exchange = Exchange(
+            self.links, answers=Handouts(swarm, prepared.source).answers, try_to_reach=partial(call_back, direct)
+        )
         self.sampler = LinkSampler(self.links, self._others)
         self.member = Member(
             swarm,
