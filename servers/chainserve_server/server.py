@@ -59,8 +59,13 @@ FLUSH_S = 0.3
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Event, say: Say) -> None:
-    """Serve until `leave` is set, then leave the swarm within a few seconds."""
+async def serve(
+    config: ServerConfig, prepared: Prepared, *, leave: asyncio.Event, say: Say, keep_token: Say | None = None
+) -> None:
+    """Serve until `leave` is set, then leave the swarm within a few seconds.
+
+    The token of a swarm that we start is said, or given to `keep_token`.
+    """
     async with AsyncExitStack() as resources:
         identity = Identity.load_or_create(config.identity) if config.identity else Identity.load_default()
         resources.callback(identity.release)
@@ -77,7 +82,7 @@ async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Even
             metrics = await resources.enter_async_context(
                 serving_metrics(page, host=config.metrics_host, port=config.metrics_port)
             )
-        say(await server.introduction(metrics=metrics))
+        say(await server.introduction(metrics=metrics, keep_token=keep_token))
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(work)
@@ -298,8 +303,11 @@ class Server:
         if self._wire and self._wire.error:
             self._say(f"activations that were sent on in 8 bits are off by {self._wire.error:.2%} (root mean square)")
 
-    async def introduction(self, *, metrics: str | None = None) -> str:
-        """What the terminal shows once we are in the swarm; `metrics` is where they can be read."""
+    async def introduction(self, *, metrics: str | None = None, keep_token: Say | None = None) -> str:
+        """What the terminal shows once we are in the swarm; `metrics` is where they can be read.
+
+        With `keep_token` the token of a swarm that we start goes there.
+        """
         prepared, config = self._prepared, self._config
         name = prepared.source.name
         blocks = f"blocks {self.pinned}" if self.pinned else "blocks chosen by the swarm"
@@ -315,11 +323,12 @@ class Server:
             token = await self._swarm.token(
                 expires_at=time.time() + config.token_days * 86_400, direct=direct_addresses(self.links.addresses)
             )
+            if keep_token is not None:
+                keep_token(token.encode())
+                lines.append("whoever has the token is a member; it is kept in the file that was asked for")
+            else:
+                lines += ["whoever has this token is a member:", "", token.encode(), ""]
             lines += [
-                "whoever has this token is a member:",
-                "",
-                token.encode(),
-                "",
                 f"join it:  chainserve-server --model {name} --join TOKEN",
                 "ask it:   chainserve chat TOKEN",
             ]

@@ -35,7 +35,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="SECONDS",
         help=f"answer 429 if a place would have to be waited for longer ({MAX_WAIT_S:.0f})",
     )
+    gateway.add_argument("--json", action="store_true", help="say where it serves as JSON")
     key = commands.add_parser("api-key", help="make a key for the gateway")
+    key.add_argument("--json", action="store_true", help="print key and table as JSON")
     key.add_argument("name", metavar="NAME", type=_key_name, help="whose key it is")
 
 
