@@ -30,7 +30,7 @@ class Asked:
 
     def row(self) -> list[str]:
         answer = f"answers, {format_seconds(self.seconds)}" if self.seconds is not None else printable(self.error)
-        return [self.peer[-6:], "server" if self.is_direct else "DHT", self.address.partition("#")[0], answer]
+        return [self.peer[-6:], "server" if self.is_direct else "DHT", answer, self.address.partition("#")[0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def to_text(report: TokenReport) -> str:
     token = report.token
     lines = [f"swarm    {token.swarm}", f"expires  {_expiry(report)}", "secret   not shown: whoever has it is a member"]
     names = f"names    {count(len(token.direct), 'server')}, {count(len(token.bootstrap), 'peer')} of the DHT"
-    return "\n".join([*lines, names, "", *table(["peer", "as", "address", ""], [one.row() for one in report.asked])])
+    return "\n".join([*lines, names, "", *table(["peer", "as", "", "address"], [one.row() for one in report.asked])])
 
 
 def _expiry(report: TokenReport) -> str:

@@ -1,6 +1,7 @@
 """What lies between this machine and a swarm: its token, its servers, their versions, the time, the way back."""
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -8,6 +9,7 @@ from chainserve import __version__
 from chainserve.errors import AddressError, ChainserveError, LinkLostError, TokenError, describe_blocks
 from chainserve.protocol.messages import Topic
 from chainserve.swarm.identity import Identity
+from chainserve.swarm.records import Announcement, ServerState
 from chainserve.swarm.token import JoinToken
 from chainserve.swarm.view import View
 from chainserve.transport.calling_back import Called, Door
@@ -66,11 +68,7 @@ async def _look(network: Network, view: View) -> AsyncIterator[Finding]:
     ways = await measure(network.links, view)
     yield servers(view, ways)
     for digest, of_model in view.models().items():
-        if missing := view.missing(digest):
-            fact = f"{printable(of_model[0].model)}: nobody serves {describe_blocks(missing)}"
-            yield failed("blocks", fact, "start more servers: `chainserve status TOKEN` says how much is missing")
-        else:
-            yield ok("blocks", f"{printable(of_model[0].model)}: every block is served")
+        yield blocks(of_model, view.missing(digest))
     yield versions({server.version for server in view.servers.values()})
     yield clock(network.swarm.now() - time.time())
 
@@ -87,6 +85,17 @@ def servers(view: View, ways: "dict[PeerId, Way]") -> Finding:
         advice = f"open the ports of {', '.join(silent)} there: chains over them cannot be used from here"
         return warning("swarm", fact, advice)
     return ok("swarm", fact)
+
+
+def blocks(of_model: Sequence[Announcement], missing: Sequence[int]) -> Finding:
+    """Whether the model can be asked."""
+    model = printable(of_model[0].model)
+    if not missing:
+        return ok("blocks", f"{model}: every block is served")
+    fact = f"{model}: nobody serves {describe_blocks(missing)}"
+    if num_loading := sum(server.state is ServerState.LOADING for server in of_model):
+        return warning("blocks", fact, f"wait: {count(num_loading, 'server')} of it load blocks now")
+    return failed("blocks", fact, "start more servers: `chainserve status TOKEN` says how much is missing")
 
 
 def versions(theirs: set[str]) -> Finding:
@@ -146,6 +155,8 @@ async def _called(network: Network, peers: Sequence[PeerId], door: Door) -> Find
 
     answers = await asyncio.gather(*map(ask, peers))
     through = [answer for answer in answers if not answer.error and answer.host]
+    if through and all(_is_this_machine(answer.host) for answer in through):
+        return note("reachable", "only servers of this very machine could be asked to call it, and they get through")
     tried = [answer for answer in answers if answer.error and answer.host]
     if through:
         fact = f"others reach this machine at {printable(through[0].host)}:{door.port}"
@@ -161,3 +172,10 @@ async def _called(network: Network, peers: Sequence[PeerId], door: Door) -> Find
         return failed("reachable", f"others do not get through to {printable(tried[0].host)}:{door.port}", advice)
     reason = printable(answers[0].error) if answers else "there is no server to ask"
     return note("reachable", f"not known: {reason}")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

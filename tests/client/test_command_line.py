@@ -1,0 +1,63 @@
+"""The commands themselves: help, completion, colours."""
+
+import argparse
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from chainserve_client.cli import COMMANDS, build_parser, main
+from chainserve_client.colours import painted, wants_colours
+from chainserve_client.completion import SHELLS
+from chainserve_client.examples import EXAMPLES
+
+
+def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for action in build_parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "parser"), list(commands()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_command_has_examples_that_it_takes(name: str, parser: argparse.ArgumentParser) -> None:
+    text = parser.format_help()
+    assert "example" in text
+    lines = re.findall(rf"^  chainserve {name}\b(.*)$", EXAMPLES.get(name, parser.epilog or ""), re.MULTILINE)
+    assert lines
+    for line in lines:
+        words = re.split(r"\s{2,}|[|>#]", line)[0]
+        parser.parse_args([word.strip("\"'") for word in re.findall(r"\"[^\"]*\"|'[^']*'|\S+", words)])
+
+
+def test_every_command_is_carried_out_by_something() -> None:
+    assert {name for name, _ in commands()} == COMMANDS.keys() | {"plan", "completion"}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_is_a_script_of_the_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("gateway", "doctor", "max-new-tokens", "api-keys"):
+        assert word in script
+    if (program := shutil.which(shell)) is not None:
+        checked = subprocess.run([program, "-n"], input=script, text=True, capture_output=True, check=False)
+        assert (checked.returncode, checked.stderr) == (0, "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colours_are_for_terminals_that_want_them() -> None:
+    assert wants_colours(Terminal(), {"TERM": "xterm"})
+    assert not wants_colours(Terminal(), {"NO_COLOR": "1"})
+    assert not wants_colours(Terminal(), {"TERM": "dumb"})
+    assert not wants_colours(io.StringIO(), {})
+    assert painted("x", "red", with_colours=True) == "\x1b[31mx\x1b[0m"
+    assert painted("x", "red", with_colours=False) == "x"
