@@ -18,7 +18,7 @@ from chainserve_client import plan_command, token_command
 from chainserve_client.colours import wants_colours
 from chainserve_client.completion import SHELLS, complete
 from chainserve_client.doctor import command as doctor_command
-from chainserve_client.examples import add_examples
+from chainserve_client.examples import TOKEN_HELP, add_examples
 from chainserve_client.gateway import command as gateway_command
 from chainserve_client.parameters import GenerationOptions, Parameters
 
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     free_idle_cores()
+    if getattr(options, "token", None) == "-":
+        options.token = sys.stdin.readline()
     try:
         if options.command == "plan":
             print(plan_command.run(options))
@@ -69,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"chainserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    common.add_argument("token", metavar="TOKEN", help=TOKEN_HELP)
     common.add_argument("--model", help="which of the swarm's models, or where this machine has it")
     common.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="at most so many (256)")
     common.add_argument("--temperature", type=float, help="0 takes the likeliest token")
@@ -91,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", parents=[common], help="continue a text")
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     status = commands.add_parser("status", help="show who is in a swarm, what they hold, and their plan")
-    status.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    status.add_argument("token", metavar="TOKEN", help=TOKEN_HELP)
     status.add_argument("--json", action="store_true", help="print everything as JSON")
     plan_command.add_parser(commands)
     gateway_command.add_parser(commands)

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Mapping
 
+TOKEN_HELP = "join token, as a server of the swarm printed it; -: read it from standard input"
+
 EXAMPLES = {
     "": """\
 first steps:

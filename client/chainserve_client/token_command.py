@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from chainserve.errors import LinkLostError
 from chainserve.swarm.token import DirectAddress, JoinToken
+from chainserve_client.examples import TOKEN_HELP
 from chainserve_client.tables import count, printable, table
 from chainserve_client.units import format_age, format_seconds
 
@@ -54,7 +55,7 @@ class TokenReport:
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command and its options."""
     parser = commands.add_parser("token", help="show what a join token holds, and who of it answers")
-    parser.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    parser.add_argument("token", metavar="TOKEN", help=TOKEN_HELP)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 

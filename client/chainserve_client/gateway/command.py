@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainserve.errors import AddressError, UsageError
+from chainserve_client.examples import TOKEN_HELP
 
 if TYPE_CHECKING:
     from chainserve_client.gateway.app import Gateway
@@ -20,7 +21,7 @@ LEAVE_S = 2.0
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands and their options."""
     gateway = commands.add_parser("gateway", help="serve an OpenAI-compatible API")
-    gateway.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    gateway.add_argument("token", metavar="TOKEN", help=TOKEN_HELP)
     gateway.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     gateway.add_argument("--port", type=int, default=8000, help="0 takes any that is free (8000)")
     gateway.add_argument("--api-keys", type=Path, metavar="FILE", help="TOML file with a table per key; see api-key")
