@@ -176,6 +176,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen here (127.0.0.1)")
     parser.add_argument(
+        "--public-host",
+        metavar="ADDRESS",
+        help="what others reach this machine at, if that is not --host: a router that passes the ports on (--host)",
+    )
+    parser.add_argument(
         "--port", type=int, default=0, help="for links; the DHT takes the next one (the system chooses)"
     )
     parser.add_argument(
@@ -231,6 +236,7 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
         device=options.device,
         host=options.host,
         port=options.port,
+        public_host=options.public_host,
         metrics_host=options.metrics_host,
         metrics_port=options.metrics_port,
         identity=options.identity,

@@ -19,6 +19,7 @@ from chainserve.models.wire import Int8Wire, to_wire
 from chainserve.planning import chunks
 from chainserve.protocol.messages import DTYPES, FailureCode, Message
 from chainserve.runtime.background import in_background
+from chainserve.swarm.daemon import announced
 from chainserve.swarm.hivemind import HivemindSwarm
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.inputs import ModelFacts
@@ -39,7 +40,7 @@ from chainserve.transport.relayed import RelayedTransport
 from chainserve.types import PeerId, Span
 from chainserve_server.admission import head_chains
 from chainserve_server.blocks import Blocks
-from chainserve_server.config import ServerConfig
+from chainserve_server.config import LOOPBACK, ServerConfig
 from chainserve_server.engine import Engine
 from chainserve_server.handouts import Handouts
 from chainserve_server.metrics import ForwardCounts, server_families
@@ -56,7 +57,6 @@ Say = Callable[[str], None]
 TICK_S = 0.2
 WITHDRAW_S = 1.0
 FLUSH_S = 0.3
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 async def serve(
@@ -103,13 +103,22 @@ async def serve(
 async def enter_swarm(config: ServerConfig, identity: Identity) -> tuple[HivemindSwarm, bytes]:
     """Join the swarm of the token, or start one; returns it with its secret."""
     dht_port = config.port + 1 if config.port else 0
+    announce = announced(config.public_host, dht_port) if config.public_host else None
     if config.join:
         token = JoinToken.decode(config.join, now=time.time())
-        swarm = await HivemindSwarm.join(identity, token, host=config.host, port=dht_port, lease_s=config.lease_s)
+        swarm = await HivemindSwarm.join(
+            identity, token, host=config.host, port=dht_port, announce=announce, lease_s=config.lease_s
+        )
         return swarm, token.secret
     secret = swarm_secret(identity, config.swarm)
     swarm = await HivemindSwarm.create(
-        identity, config.swarm, secret=secret, host=config.host, port=dht_port, lease_s=config.lease_s
+        identity,
+        config.swarm,
+        secret=secret,
+        host=config.host,
+        port=dht_port,
+        announce=announce,
+        lease_s=config.lease_s,
     )
     return swarm, secret
 
@@ -129,7 +138,7 @@ class Server:
         self._demand = DemandWindow(clock=time.monotonic)
         self._checks = StepChecks(prepared.profile.times)
         self.forwards = ForwardCounts()
-        direct = DirectTransport(credentials, host=config.host, port=config.port)
+        direct = DirectTransport(credentials, host=config.host, port=config.port, advertised_host=config.public_host)
         self.links = Links(
             swarm.peer_id,
             [direct, RelayedTransport(swarm.p2p, credentials)],
