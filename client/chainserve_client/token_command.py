@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from chainserve.errors import LinkLostError
 from chainserve.swarm.token import DirectAddress, JoinToken
 from chainserve_client.examples import TOKEN_HELP
-from chainserve_client.tables import count, printable, table
+from chainserve_client.tables import count, printable
 from chainserve_client.units import format_age, format_seconds
 
 ANSWER_S = 4.0
@@ -29,9 +29,11 @@ class Asked:
     """To make a link, or to connect where that takes libp2p; None: no answer."""
     error: str = ""
 
-    def row(self) -> list[str]:
+    def lines(self) -> list[str]:
+        """The address without its certificate, and the answer."""
         answer = f"answers, {format_seconds(self.seconds)}" if self.seconds is not None else printable(self.error)
-        return [self.peer[-6:], "server" if self.is_direct else "DHT", answer, self.address.partition("#")[0]]
+        kind = "server" if self.is_direct else "DHT"
+        return [f"{self.peer[-6:]}  {kind:<6}  {self.address.partition('#')[0]}", f"                {answer}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def to_text(report: TokenReport) -> str:
     token = report.token
     lines = [f"swarm    {token.swarm}", f"expires  {_expiry(report)}", "secret   not shown: whoever has it is a member"]
     names = f"names    {count(len(token.direct), 'server')}, {count(len(token.bootstrap), 'peer')} of the DHT"
-    return "\n".join([*lines, names, "", *table(["peer", "as", "", "address"], [one.row() for one in report.asked])])
+    return "\n".join([*lines, names, "", *(line for one in report.asked for line in one.lines())])
 
 
 def _expiry(report: TokenReport) -> str:

@@ -76,7 +76,7 @@ async def _look(network: Network, view: View) -> AsyncIterator[Finding]:
 def servers(view: View, ways: "dict[PeerId, Way]") -> Finding:
     """Which servers answer here."""
     silent = [short(peer) for peer in view.servers if peer not in ways]
-    fact = f"{len(ways)} of {count(len(view.servers), 'server')} answer"
+    fact = f"servers that answer: {len(ways)} of {len(view.servers)}"
     if ways:
         fact += f", the nearest after {format_seconds(min(way.round_trip_s for way in ways.values()))}"
     if not ways:
@@ -135,7 +135,7 @@ async def reachable(
         await direct.listen(accept)
     except AddressError as error:
         fact, _, advice = str(error).partition(": ")
-        return failed("reachable", fact, advice)
+        return failed("reachable", fact, f"{advice}; if a server of yours listens there, ask once it is stopped")
     door = Door.of(direct.addresses[0])
     try:
         return await _called(network, list(view.servers)[:MAX_ASKED], door)
