@@ -15,6 +15,7 @@ from chainserve import __version__
 from chainserve.errors import ChainserveError
 from chainserve.runtime.cores import free_idle_cores
 from chainserve_client import plan_command, token_command
+from chainserve_client.bench import command as bench_command
 from chainserve_client.colours import wants_colours
 from chainserve_client.completion import SHELLS, complete
 from chainserve_client.doctor import command as doctor_command
@@ -99,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     gateway_command.add_parser(commands)
     token_command.add_parser(commands)
     doctor_command.add_parser(commands)
+    bench_command.add_parser(commands)
     completion = commands.add_parser("completion", help="print what completes these commands in a shell")
     completion.add_argument("shell", choices=SHELLS, help="which shell")
     add_examples({"": parser, **commands.choices})
@@ -150,6 +152,16 @@ async def token(options: argparse.Namespace) -> int:
     found = await token_command.read_token(options.token)
     print(token_command.to_json(found) if options.json else token_command.to_text(found))
     return int(not found.is_good)
+
+
+async def bench(options: argparse.Namespace) -> int:
+    """Show what requests took; 1 if some were not answered."""
+    bench_command.check(options)
+    if options.token is not None:
+        check_token(options.token)
+    results = await bench_command.measure(options)
+    print(bench_command.to_json(results, options) if options.json else bench_command.to_text(results))
+    return int(any(result.error is not None for result in results))
 
 
 async def doctor(options: argparse.Namespace) -> int:
@@ -251,6 +263,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, int | Non
     "api-key": api_key,
     "token": token,
     "doctor": doctor,
+    "bench": bench,
 }
 
 

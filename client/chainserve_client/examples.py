@@ -53,6 +53,12 @@ examples:
   chainserve doctor --model smollm2-135m                   and whether it can have a model
   chainserve doctor TOKEN --host 0.0.0.0 --port 8300       and whether others reach a server there
 exit status: 0 if nothing has failed, else 1""",
+    "bench": """\
+examples:
+  chainserve bench TOKEN --rate 0.5 --requests 20
+  chainserve bench --url http://127.0.0.1:8000/v1 --model smollm2-135m --rate 2 --json
+requests are sent when their time has come, however long those before them take (a Poisson process);
+exit status: 0 if all were answered, else 1""",
     "completion": """\
 examples:
   chainserve completion bash > ~/.local/share/bash-completion/completions/chainserve
