@@ -2,17 +2,22 @@
 
 import argparse
 import io
+import json
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from hashlib import sha256
 
 import pytest
 
-from chainserve_client.cli import COMMANDS, build_parser, main
+from chainserve.types import Chain, Hop, PeerId, Span
+from chainserve_client.cli import COMMANDS, answer_json, build_parser, main
 from chainserve_client.colours import painted, wants_colours
 from chainserve_client.completion import SHELLS
 from chainserve_client.examples import EXAMPLES
+from chainserve_client.generation import Generation
+from chainserve_client.lifeline import Recovery
 
 
 def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -61,3 +66,43 @@ def test_colours_are_for_terminals_that_want_them() -> None:
     assert not wants_colours(io.StringIO(), {})
     assert painted("x", "red", with_colours=True) == "\x1b[31mx\x1b[0m"
     assert painted("x", "red", with_colours=False) == "x"
+
+
+def test_a_key_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["api-key", "alice", "--json"]) == 0
+    shown = capsys.readouterr()
+    content = json.loads(shown.out)
+    assert shown.err == ""
+    assert content["name"] == "alice"
+    assert sha256(content["key"].encode()).hexdigest() in content["toml"]
+
+
+def test_an_answer_as_json_is_one_line_with_where_and_how_fast() -> None:
+    answer = Generation(
+        text="two\nlines",
+        tokens=(1, 2, 3),
+        finish_reason="stop",
+        num_prompt_tokens=5,
+        chain=Chain((Hop(PeerId("a"), Span(0, 4)),)),
+        opened_s=0.25,
+        first_token_s=1.0,
+        total_s=2.0,
+        recoveries=(Recovery(PeerId("b"), "gone", num_tokens=7, stall_s=0.5),),
+    )
+    line = answer_json(answer)
+    assert "\n" not in line
+    content = json.loads(line)
+    assert content["text"] == "two\nlines"
+    assert content["route"] == [{"peer": "a", "blocks": [0, 4]}]
+    assert (content["tokens"], content["prompt_tokens"], content["tokens_per_s"]) == ([1, 2, 3], 5, 2.0)
+    assert content["recoveries"][0]["peer"] == "b"
+
+
+def test_a_token_is_read_from_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hf_secret\nmore"))
+    assert main(["token", "-"]) == 2
+    shown = capsys.readouterr()
+    assert "this is a Hugging Face access token, not a join token" in shown.err
+    assert "hf_secret" not in shown.err + shown.out
