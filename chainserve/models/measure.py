@@ -13,6 +13,7 @@ from itertools import accumulate, count
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import profile
+from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
 from chainserve.models.cache import KVCache
@@ -173,7 +174,7 @@ def time_blocks(runner: Runner, hidden_size: int, *, clock: Clock) -> Timings:
     decode: dict[int, list[float]] = {num_sessions: [] for num_sessions in BATCHES}
     one_block: list[float] = []
     began = clock()
-    for num_rounds in range(MAX_ROUNDS):
+    for num_rounds in tqdm(range(MAX_ROUNDS), desc="Measuring", disable=None, leave=False):  # shown on a terminal only
         if num_rounds >= MIN_ROUNDS and clock() - began > BUDGET_S:
             break
         for num_sessions, seconds in decode.items():

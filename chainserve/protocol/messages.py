@@ -239,6 +239,7 @@ class Topic(StrEnum):
 
     PLAN = "plan"  # by its digest
     VIEW = "view"  # all records of the swarm; the name is the asker's, so that no answer is taken for another
+    REACH = "reach"  # a call at a port of the asker's, as `calling_back.Door` names it, to see whether it gets through
     TEXT = "text"  # what turns text into tokens and back, by the digest of the model
 
 

@@ -37,8 +37,12 @@ class Daemon:
         """Multiaddr on which the daemon takes commands."""
 
     @classmethod
-    async def start(cls, identity: Identity, listen: str | None, *, bootstrap: Sequence[str] = ()) -> Self:
+    async def start(
+        cls, identity: Identity, listen: str | None, *, bootstrap: Sequence[str] = (), announce: str | None = None
+    ) -> Self:
         """Start a daemon that is `identity`, listens at the multiaddr `listen` and connects to `bootstrap`.
+
+        Others are told to come to `announce`, if that is another: where a router passes it on.
 
         With `listen` None it takes no connections from others. AddressError if it cannot listen, JoinError if no
         bootstrap peer answers, SwarmError if it does not start for another reason.
@@ -49,7 +53,7 @@ class Daemon:
             _write_secret(key, identity.to_bytes())
             process = await asyncio.create_subprocess_exec(
                 find_binary(),
-                *_arguments(control, key, listen, bootstrap),
+                *_arguments(control, key, listen, bootstrap, announce),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -130,7 +134,18 @@ def _why_not_bound(host: str, port: int, error: OSError) -> str:
             return f"cannot listen at {host}:{port}: {error.strerror}"
 
 
-def _arguments(control: Path, key: Path, listen: str | None, bootstrap: Sequence[str]) -> list[str]:
+def announced(host: str, port: int) -> str:
+    """The TCP multiaddr of a host by its name or address, which need not be one of this machine."""
+    try:
+        kind = f"ip{ipaddress.ip_address(host).version}"
+    except ValueError:
+        kind = "dns"
+    return f"/{kind}/{host}/tcp/{port}"
+
+
+def _arguments(
+    control: Path, key: Path, listen: str | None, bootstrap: Sequence[str], announce: str | None
+) -> list[str]:
     exposed = listen is not None and not listen.startswith(("/ip4/127.", "/ip6/::1/"))
     options: dict[str, object] = {
         "listen": f"/unix{control}",
@@ -144,6 +159,8 @@ def _arguments(control: Path, key: Path, listen: str | None, bootstrap: Sequence
         "autoRelay": int(exposed),
     }
     options |= {"noListenAddrs": 1} if listen is None else {"hostAddrs": listen}
+    if announce is not None:
+        options["announceAddrs"] = announce
     if bootstrap:
         options |= {"b": 1, "bootstrapPeers": ",".join(bootstrap)}
     return [f"-{name}={value}" for name, value in options.items()]

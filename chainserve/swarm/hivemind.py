@@ -122,13 +122,25 @@ class HivemindSwarm:
         secret: bytes,
         host: str = "127.0.0.1",
         port: int = 0,
+        announce: str | None = None,
         lease_s: float = LEASE_S,
         clock: SwarmClock | None = None,
     ) -> Self:
-        """Start a swarm, listening at `host` (port 0: the system chooses); AddressError if that cannot be."""
+        """Start a swarm, listening at `host` (port 0: the system chooses); AddressError if that cannot be.
+
+        Others are told to come to the multiaddr `announce` if it is given.
+        """
         listen = await listen_address(host, port)
         return await cls._start(
-            identity, name, secret, (), listen=listen, lease_s=lease_s, timeout_s=JOIN_TIMEOUT_S, clock=clock
+            identity,
+            name,
+            secret,
+            (),
+            listen=listen,
+            announce=announce,
+            lease_s=lease_s,
+            timeout_s=JOIN_TIMEOUT_S,
+            clock=clock,
         )
 
     @classmethod
@@ -139,6 +151,7 @@ class HivemindSwarm:
         *,
         host: str | None = "127.0.0.1",
         port: int = 0,
+        announce: str | None = None,
         lease_s: float = LEASE_S,
         timeout_s: float = JOIN_TIMEOUT_S,
         clock: SwarmClock | None = None,
@@ -161,6 +174,7 @@ class HivemindSwarm:
                 token.secret,
                 bootstrap,
                 listen=listen,
+                announce=announce,
                 lease_s=lease_s,
                 timeout_s=timeout_s,
                 clock=clock,
@@ -185,6 +199,7 @@ class HivemindSwarm:
         bootstrap: tuple[str, ...],
         *,
         listen: str | None,
+        announce: str | None,
         lease_s: float,
         timeout_s: float,
         clock: SwarmClock | None,
@@ -192,7 +207,7 @@ class HivemindSwarm:
         clock = clock or SwarmClock()
         try:
             async with asyncio.timeout(timeout_s), AsyncExitStack() as resources:
-                daemon = await Daemon.start(identity, listen, bootstrap=bootstrap)
+                daemon = await Daemon.start(identity, listen, bootstrap=bootstrap, announce=announce)
                 resources.push_async_callback(daemon.close)
                 with clock.applied():  # in the tasks, too, that will answer other peers
                     p2p = await _attach(daemon)

@@ -86,6 +86,13 @@ class DirectTransport:
     def can_reach(self, addresses: Sequence[str]) -> bool:
         return any(_is_direct(address) for address in addresses)
 
+    def host_of(self, peer: PeerId) -> str | None:
+        """The address that a direct link with `peer` comes from, or goes to; None if there is none."""
+        for link in self._links:
+            if link.peer == peer and (name := link.peer_name):
+                return name
+        return None
+
     async def connect(self, peer: PeerId, addresses: Sequence[str]) -> "DirectLink":
         reasons = []
         for address in filter(_is_direct, addresses):
@@ -200,6 +207,12 @@ class DirectLink:
         self._pieces: list[bytes] = []  # of the frame that is arriving
         self._lost = ""  # why, once it is
         self._closed = False
+
+    @property
+    def peer_name(self) -> str | None:
+        """The IP address at the other end."""
+        name = self._transport.get_extra_info("peername")
+        return str(name[0]) if name else None
 
     async def send(self, frame: bytes) -> None:
         async with self._sending:

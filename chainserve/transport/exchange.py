@@ -22,14 +22,19 @@ MAX_OWED = 8
 
 Find = Callable[[str], Awaitable[bytes]]
 """Finds what is asked for by this name; empty if it is not here."""
+TryToReach = Callable[[PeerId, str], Awaitable[bytes]]
+"""Calls who asks, where it says, and tells how that went."""
 
 
 class Exchange:
     """Asks others, and answers those who ask. `Links` have to pass it the messages that it knows."""
 
-    def __init__(self, links: Links, *, answers: Mapping[Topic, Find] | None = None) -> None:
+    def __init__(
+        self, links: Links, *, answers: Mapping[Topic, Find] | None = None, try_to_reach: TryToReach | None = None
+    ) -> None:
         """`answers` find what is handed out beside plans."""
         self._links = links
+        self._try_to_reach = try_to_reach
         self._find = {Topic.PLAN: self._find_plan, **(answers or {})}
         self._kept: OrderedDict[str, bytes] = OrderedDict()  # plans by digest
         self._awaited: dict[asyncio.Future[bytes], tuple[PeerId, Topic, str]] = {}
@@ -95,10 +100,15 @@ class Exchange:
     async def _find_plan(self, digest: str) -> bytes:
         return self._kept.get(digest, b"")
 
+    async def _body(self, peer: PeerId, asked: Ask) -> bytes:
+        if asked.topic is Topic.REACH:
+            return await self._try_to_reach(peer, asked.name) if self._try_to_reach else b""
+        find = self._find.get(asked.topic)
+        return await find(asked.name) if find else b""
+
     async def _answer(self, peer: PeerId, asked: Ask) -> None:
         try:
-            find = self._find.get(asked.topic)
-            body = await find(asked.name) if find else b""
+            body = await self._body(peer, asked)
             with suppress(LinkLostError, FrameError):  # who asked is gone, and will ask another
                 await self._links.send(peer, Answer(asked.topic, asked.name, body))
         finally:

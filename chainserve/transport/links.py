@@ -36,6 +36,15 @@ class Timing:
     active_s: float = 1.0  # how long a link stays active after its last activations
     timeout_s: float = 5.0  # without anything received
     connect_s: float = 3.0  # for each way to a peer
+    known_s: float = 5.0  # after which the record of who called is known, if it has one
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of frames."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
 
 
 @dataclass(slots=True)
@@ -49,6 +58,7 @@ class LinkCounters:
     links_made: int = 0
     links_lost: int = 0
     refused: Counter[str] = field(default_factory=Counter)  # frames, by FrameError.reason
+    traffic: dict[tuple[str, str], Traffic] = field(default_factory=dict)  # by role of the peer and kind of link
 
 
 class Links:
@@ -56,7 +66,7 @@ class Links:
 
     `lookup` tells a peer's published addresses, none if it is not known. `transports` come in order of preference.
     `on_lost` is called when a peer has no link any more, for whatever reason but our own `close`; `on_refused`
-    for each frame the codec refuses.
+    for each frame the codec refuses. `role_of` sorts peers for the counters of traffic, into few roles.
     """
 
     def __init__(
@@ -68,6 +78,7 @@ class Links:
         on_message: Callable[[PeerId, Message], None],
         on_lost: Callable[[PeerId, str], None],
         on_refused: Callable[[PeerId, FrameError], None],
+        role_of: Callable[[PeerId], str] = lambda _peer: "peer",
         limits: Limits | None = None,
         timing: Timing | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -78,6 +89,7 @@ class Links:
         self._on_message = on_message
         self._on_lost = on_lost
         self._on_refused = on_refused
+        self._role_of = role_of
         self._limits = limits or Limits()
         self._timing = timing or Timing()
         self._clock = clock
@@ -137,6 +149,16 @@ class Links:
         assert LOAD_BYTES <= num_bytes <= self._limits.max_probe_bytes
         probing = self._start(self._probe(self._to(peer), encode(Probe(num_bytes))))
         await self._shield(peer, probing)  # a frame that breaks off would break the link
+
+    @property
+    def num_strangers(self) -> int:
+        """How many have called and not proved that they belong here."""
+        return sum(transport.num_strangers for transport in self._transports)
+
+    def standing(self) -> Counter[tuple[str, str]]:
+        """How many links stand, by role of the peer and kind of link."""
+        links = (standing.link for all_to in self._standing.values() for standing in all_to)
+        return Counter((self._role_of(link.peer), link.kind) for link in links)
 
     def kind(self, peer: PeerId) -> str | None:
         """What carries the link to `peer`: 'direct', 'relayed', 'memory'; None if none stands."""
@@ -221,7 +243,7 @@ class Links:
 
     def _stand(self, link: Link, *, dialled: bool) -> asyncio.Task[None]:
         """Use a link from now on; returns the task that lives as long as the link."""
-        standing = _Standing(link, dialled, active_at=self._clock())
+        standing = _Standing(link, dialled, active_at=self._clock(), made_at=self._clock())
         standing.task = self._start(self._keep(standing))
         self._standing.setdefault(link.peer, []).append(standing)
         self.counters.links_made += 1
@@ -247,6 +269,7 @@ class Links:
         """Give up every link to `peer`: with two of them, what was lost in one must not be missed in the other."""
         for standing in self._standing.pop(peer):
             self.counters.links_lost += 1
+            self._sort(standing)
             standing.news.set()
             if standing.task is not asyncio.current_task():
                 standing.task.cancel()
@@ -262,6 +285,7 @@ class Links:
             is_load = is_load or len(frame) >= LOAD_BYTES  # until the beat behind it
             self.counters.frames_received += 1
             self.counters.bytes_received += len(frame)
+            standing.traffic.bytes_received += len(frame)
             try:
                 message = decode(frame, self._limits)
             except FrameError as error:
@@ -283,6 +307,8 @@ class Links:
         timing = self._timing
         while True:
             standing.hurry.clear()
+            if self._clock() - standing.made_at > self._timing.known_s:
+                self._sort(standing)
             await self._send_beat(standing)
             active = self._is_active(standing)
             pause_s = min(timing.keepalive_s, timing.heartbeat_s) if active else timing.heartbeat_s
@@ -331,6 +357,17 @@ class Links:
         await standing.link.send(frame)
         self.counters.frames_sent += 1
         self.counters.bytes_sent += len(frame)
+        standing.traffic.bytes_sent += len(frame)
+
+    def _sort(self, standing: "_Standing") -> None:
+        """Count the link's bytes with those of its kind, where its peer belongs by what is known of it now."""
+        key = self._role_of(standing.link.peer), standing.link.kind
+        sorted_into = self.counters.traffic.setdefault(key, Traffic())
+        if not standing.is_sorted:
+            standing.is_sorted = True
+            sorted_into.bytes_sent += standing.traffic.bytes_sent
+            sorted_into.bytes_received += standing.traffic.bytes_received
+        standing.traffic = sorted_into
 
     def _now_us(self) -> int:
         return int(self._clock() * 1e6)
@@ -354,6 +391,9 @@ class _Standing:
     link: Link
     dialled: bool  # by us
     active_at: float  # when it last carried activations, or was made
+    made_at: float
+    traffic: Traffic = field(default_factory=Traffic)  # where its bytes are counted: its own, until they are sorted
+    is_sorted: bool = False
     beats: Beats = field(default_factory=Beats)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)  # a beat of ours is waited for
     news: asyncio.Event = field(default_factory=asyncio.Event)  # set for a moment at each beat of theirs

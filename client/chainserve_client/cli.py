@@ -2,18 +2,24 @@
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from chainserve import __version__
 from chainserve.errors import ChainserveError
 from chainserve.runtime.cores import free_idle_cores
-from chainserve_client import plan_command
+from chainserve_client import plan_command, token_command
+from chainserve_client.bench import command as bench_command
+from chainserve_client.colours import wants_colours
+from chainserve_client.completion import SHELLS, complete
+from chainserve_client.doctor import command as doctor_command
+from chainserve_client.examples import TOKEN_HELP, add_examples
 from chainserve_client.gateway import command as gateway_command
 from chainserve_client.parameters import GenerationOptions, Parameters
 
@@ -27,12 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     free_idle_cores()
+    if getattr(options, "token", None) == "-":
+        options.token = sys.stdin.readline()
     try:
         if options.command == "plan":
             print(plan_command.run(options))
             return 0
+        if options.command == "completion":
+            print(complete(build_parser(), options.shell))
+            return 0
         with asyncio.Runner(loop_factory=_quickest_loop()) as runner:
-            runner.run(COMMANDS[options.command](options))
+            return runner.run(COMMANDS[options.command](options)) or 0
     except ChainserveError as error:
         print(f"chainserve: {error}", file=sys.stderr)
         return 2
@@ -42,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, EOFError):
         print(file=sys.stderr)
         return 130
-    return 0
 
 
 def _quickest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -56,12 +66,13 @@ def _quickest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="chainserve", description="Talk to a chainserve swarm, look at it, serve it to others, or plan one."
+        prog="chainserve",
+        description="Talk to a chainserve swarm, look at it, serve it to others, or plan one.",
     )
     parser.add_argument("--version", action="version", version=f"chainserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    common.add_argument("token", metavar="TOKEN", help=TOKEN_HELP)
     common.add_argument("--model", help="which of the swarm's models, or where this machine has it")
     common.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="at most so many (256)")
     common.add_argument("--temperature", type=float, help="0 takes the likeliest token")
@@ -76,16 +87,23 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="give up after so long, waiting included (600)",
     )
+    common.add_argument("--json", action="store_true", help="print each answer as a line of JSON, when it is complete")
     chat = commands.add_parser("chat", parents=[common], help="hold a conversation")
     chat.add_argument("message", metavar="MESSAGE", nargs="?", help="ask this and exit")
     chat.add_argument("--system", metavar="TEXT", help="what the model is told first")
     generate = commands.add_parser("generate", parents=[common], help="continue a text")
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     status = commands.add_parser("status", help="show who is in a swarm, what they hold, and their plan")
-    status.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    status.add_argument("token", metavar="TOKEN", help=TOKEN_HELP)
     status.add_argument("--json", action="store_true", help="print everything as JSON")
     plan_command.add_parser(commands)
     gateway_command.add_parser(commands)
+    token_command.add_parser(commands)
+    doctor_command.add_parser(commands)
+    bench_command.add_parser(commands)
+    completion = commands.add_parser("completion", help="print what completes these commands in a shell")
+    completion.add_argument("shell", choices=SHELLS, help="which shell")
+    add_examples({"": parser, **commands.choices})
     return parser
 
 
@@ -99,7 +117,7 @@ def generation_options(options: argparse.Namespace) -> GenerationOptions:
 async def generate(options: argparse.Namespace) -> None:
     """Continue one text."""
     async with await connect(options) as client:
-        report(await show(client, client.encode(options.prompt), options))
+        report(await show(client, client.encode(options.prompt), options), options)
 
 
 async def chat(options: argparse.Namespace) -> None:
@@ -110,10 +128,10 @@ async def chat(options: argparse.Namespace) -> None:
             if options.message is not None:
                 message = options.message
             else:
-                message = await asyncio.to_thread(input, "> ")
+                message = await asyncio.to_thread(input, "" if options.json else "> ")
             messages.append({"role": "user", "content": message})
             answer = await show(client, client.encode_chat(messages), options)
-            report(answer)
+            report(answer, options)
             if options.message is not None:
                 return
             messages.append({"role": "assistant", "content": answer.text})
@@ -129,12 +147,36 @@ async def status(options: argparse.Namespace) -> None:
     print(to_json(current) if options.json else to_text(current))
 
 
+async def token(options: argparse.Namespace) -> int:
+    """Show what a token holds; 1 if nobody can join with it now."""
+    found = await token_command.read_token(options.token)
+    print(token_command.to_json(found) if options.json else token_command.to_text(found))
+    return int(not found.is_good)
+
+
+async def bench(options: argparse.Namespace) -> int:
+    """Show what requests took; 1 if some were not answered."""
+    bench_command.check(options)
+    if options.token is not None:
+        check_token(options.token)
+    results = await bench_command.measure(options)
+    print(bench_command.to_json(results, options) if options.json else bench_command.to_text(results))
+    return int(any(result.error is not None for result in results))
+
+
+async def doctor(options: argparse.Namespace) -> int:
+    """Say what is found; 1 if something has failed."""
+    return await doctor_command.run(
+        options, say=lambda text: print(text, flush=True), with_colours=wants_colours(sys.stdout)
+    )
+
+
 async def gateway(options: argparse.Namespace) -> None:
     """Serve until interrupted."""
     gateway_command.check(options)
     check_token(options.token)
     async with gateway_command.serving(options) as url:
-        print(f"serving at {url}/v1", flush=True)
+        print(json.dumps({"url": f"{url}/v1"}) if options.json else f"serving at {url}/v1", flush=True)
         await until_terminated()
 
 
@@ -151,6 +193,9 @@ async def api_key(options: argparse.Namespace) -> None:
     from chainserve_client.gateway.keys import new_key
 
     key, table = new_key(options.name)
+    if options.json:
+        print(json.dumps({"name": options.name, "key": key, "toml": table}))
+        return
     print(f"key, shown this once: {key}", file=sys.stderr)
     print(table, end="")
 
@@ -172,17 +217,33 @@ def check_token(text: str) -> None:
 
 
 async def show(client: "AsyncClient", prompt: list[int], options: argparse.Namespace) -> "Generation":
-    """Print an answer as it comes."""
+    """Print an answer as it comes, or as JSON once it has."""
     stream = client.stream(prompt, **generation_options(options))
     async with aclosing(stream):
         async for piece in stream:
-            print(piece.text, end="", flush=True)
-    print()
+            if not options.json:
+                print(piece.text, end="", flush=True)
+    print(answer_json(stream.result) if options.json else "", flush=True)
     return stream.result
 
 
-def report(answer: "Generation") -> None:
+def answer_json(answer: "Generation") -> str:
+    """An answer on one line: its text, and what the gateway says of one."""
+    from chainserve_client.gateway.answers import report_of
+
+    content = {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.num_prompt_tokens,
+        "tokens": list(answer.tokens),
+    }
+    return json.dumps(content | report_of(answer))
+
+
+def report(answer: "Generation", options: argparse.Namespace) -> None:
     """Say how long the answer took and where it ran, and which servers were lost on the way."""
+    if options.json:
+        return
     for recovery in answer.recoveries:
         print(
             f"[lost {recovery.peer[-6:]}, went on after {recovery.stall_s:.1f} s: {recovery.reason}]", file=sys.stderr
@@ -194,7 +255,16 @@ def report(answer: "Generation") -> None:
     )
 
 
-COMMANDS = {"chat": chat, "generate": generate, "status": status, "gateway": gateway, "api-key": api_key}
+COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, int | None]]] = {
+    "chat": chat,
+    "generate": generate,
+    "status": status,
+    "gateway": gateway,
+    "api-key": api_key,
+    "token": token,
+    "doctor": doctor,
+    "bench": bench,
+}
 
 
 if __name__ == "__main__":

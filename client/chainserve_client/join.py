@@ -41,7 +41,11 @@ async def join(token: str) -> Network:
 
 async def join_light(invitation: JoinToken) -> Network:
     """Join over direct links alone, without hivemind; JoinError if no server of the token can be reached so."""
-    identity = Identity.generate()
+    return await light_network(invitation, Identity.generate())
+
+
+async def light_network(invitation: JoinToken, identity: Identity) -> Network:
+    """As `join_light`, by this identity."""
 
     async def ask(peer: PeerId) -> tuple[bytes, float]:
         await network.links.connect(peer)  # which is not to count as the way of the question

@@ -3,21 +3,22 @@
 import argparse
 import asyncio
 import io
-import logging
+import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainserve import __version__
-from chainserve.errors import ChainserveError
+from chainserve.errors import ChainserveError, UsageError
 from chainserve.models.names import QUANTIZATIONS
 from chainserve.protocol.messages import DTYPES, INT8
+from chainserve.runtime import logs
 from chainserve.runtime.background import is_busy
 from chainserve.runtime.cores import free_idle_cores
 from chainserve_server.family_options import asks_for_family, children_of
@@ -38,10 +39,7 @@ def main(arguments: Sequence[str] | None = None, *, program: Sequence[str] = PRO
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs.configure(is_verbose=options.verbose, as_json=options.log_json)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     free_idle_cores()
     told_to_leave = threading.Event()  # an interrupt that hits a destructor is swallowed, this is not
@@ -57,20 +55,49 @@ def main(arguments: Sequence[str] | None = None, *, program: Sequence[str] = PRO
             return run_family(options, arguments, told_to_leave, program=program)
         run(options, told_to_leave)
     except ChainserveError as error:
-        return fail(error)
+        return fail(error, options)
     except BaseExceptionGroup as group:
         known = [error for error in leaves(group) if isinstance(error, ChainserveError)]
         if not known:
             raise
-        return fail(known[0])
+        return fail(known[0], options)
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def fail(error: ChainserveError) -> int:
-    print(f"chainserve-server: {error}", file=sys.stderr)
+def fail(error: ChainserveError, options: argparse.Namespace) -> int:
+    if options.log_json:
+        print(json.dumps(logs.entry(str(error), level="error", logger="chainserve-server")), file=sys.stderr)
+    else:
+        print(f"chainserve-server: {error}", file=sys.stderr)
     return 2
+
+
+def saying(options: argparse.Namespace) -> Callable[[str], None]:
+    """How this command says what happens: as text, or line by line as JSON."""
+
+    def as_json(text: str) -> None:
+        for line in filter(None, map(str.strip, text.splitlines())):
+            print(json.dumps(logs.entry(line, logger="chainserve-server")), flush=True)
+
+    return as_json if options.log_json else lambda text: print(text, flush=True)
+
+
+def keeping_token(options: argparse.Namespace) -> Callable[[str], None] | None:
+    """Where the token goes that is made, if not to the terminal: to a file for this user alone."""
+    path: Path | None = options.token_file
+
+    def keep(token: str) -> None:
+        assert path is not None
+        try:
+            path.unlink(missing_ok=True)
+            with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(f"{token}\n")
+        except OSError as error:
+            raise UsageError(f"the token cannot be kept at {path}: {error.strerror}") from None
+
+    return None if path is None else keep
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -82,10 +109,34 @@ def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
             yield error
 
 
+EXAMPLES = """\
+examples:
+  chainserve-server --model smollm2-135m                                        a swarm on this machine
+  chainserve-server --model smollm2-135m --host 10.0.0.5 --port 8300            one for other machines
+  chainserve-server --model smollm2-135m --host 10.0.0.6 --port 8300 --join TOKEN
+  chainserve-server --model smollm2-135m --devices all --join TOKEN             a server on each GPU
+  chainserve-server --model smollm2-135m --metrics-port 9400 --log-json         for monitoring
+exit status: 0 if it was told to leave, 2 if what was asked for cannot be done"""
+
+
+class Completion(argparse.Action):
+    """Prints a shell's script and exits, as --help does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
+        try:
+            import shtab
+        except ModuleNotFoundError:
+            parser.error("this takes shtab: pip install shtab")
+        print(shtab.complete(parser, shell=str(given[1])))
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chainserve-server",
         description="Host a span of a model's blocks. Without --join this starts a swarm and prints its join token.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"chainserve {__version__}")
     parser.add_argument(
@@ -125,7 +176,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen here (127.0.0.1)")
     parser.add_argument(
+        "--public-host",
+        metavar="ADDRESS",
+        help="what others reach this machine at, if that is not --host: a router that passes the ports on (--host)",
+    )
+    parser.add_argument(
         "--port", type=int, default=0, help="for links; the DHT takes the next one (the system chooses)"
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        help="show metrics for Prometheus at this port, over plain HTTP (no)",
+    )
+    parser.add_argument(
+        "--metrics-host", default="127.0.0.1", metavar="ADDRESS", help="and this address (127.0.0.1: this machine only)"
     )
     parser.add_argument("--identity", type=Path, metavar="FILE", help="this peer's key (kept for this user)")
     parser.add_argument(
@@ -141,7 +206,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--leave-on-eof", action="store_true", help="leave when standard input ends, as when the parent is gone"
     )
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="write the token of a new swarm there, and do not print it"
+    )
     parser.add_argument("--verbose", action="store_true", help="log what happens")
+    parser.add_argument("--log-json", action="store_true", help="say and log everything as lines of JSON")
+    parser.add_argument(
+        "--completion",
+        choices=("bash", "zsh", "fish"),
+        action=Completion,
+        help="print what completes this command in a shell, and exit",
+    )
     return parser
 
 
@@ -161,6 +236,9 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
         device=options.device,
         host=options.host,
         port=options.port,
+        public_host=options.public_host,
+        metrics_host=options.metrics_host,
+        metrics_port=options.metrics_port,
         identity=options.identity,
         token_days=options.token_days,
         lease_s=options.lease,
@@ -204,7 +282,7 @@ def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
             loop.add_signal_handler(number, leave.set)
         if told_to_leave.is_set():
             raise KeyboardInterrupt
-        await serve(config, prepared, leave=leave, say=lambda text: print(text, flush=True))
+        await serve(config, prepared, leave=leave, say=saying(options), keep_token=keeping_token(options))
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_signalled())
@@ -233,7 +311,14 @@ def run_family(
         sys.stdout.reconfigure(errors="backslashreplace")  # servers may write what this terminal has no letters for
 
     async def until_gone() -> int:
-        family = Family(children, program=program, say=lambda text: print(text, flush=True), token=token)
+        family = Family(
+            children,
+            program=program,
+            say=lambda text: print(text, flush=True),
+            token=token,
+            keep_token=keeping_token(options),
+            as_json=options.log_json,
+        )
         loop = asyncio.get_running_loop()
         for number in LEAVE_SIGNALS:
             loop.add_signal_handler(number, family.interrupt)

@@ -12,6 +12,8 @@ from chainserve.swarm.token import check_swarm_name
 from chainserve.types import Span
 
 DEVICE = re.compile(r"(cpu|cuda|mps)(:\d+)?", re.ASCII)
+PUBLIC_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9a-fA-F:]{2,39}", re.ASCII)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 AUTO: Literal["auto"] = "auto"
 ALL: Literal["all"] = "all"
@@ -56,6 +58,9 @@ class ServerConfig:
     device: str = "cpu"
     host: str = "127.0.0.1"
     port: int = 0  # for links; 0: the system chooses. The DHT listens on the next one.
+    public_host: str | None = None  # what others reach this machine at, if not `host`
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None  # None: no metrics; 0: the system chooses
     identity: Path | None = None
     token_days: float = 30.0  # how long the join tokens we print are good for
     max_batch_tokens: int = MAX_BATCH_TOKENS
@@ -68,6 +73,15 @@ class ServerConfig:
             raise AddressError(
                 f"not a port: {self.port} (want 1 to 65534, as the DHT takes the next one, or 0: the system chooses)"
             )
+        if self.public_host is not None:
+            if not PUBLIC_HOST.fullmatch(self.public_host):
+                raise AddressError(f"not an address for others: {self.public_host!r} (want a name or an IP address)")
+            if self.host in LOOPBACK:
+                raise AddressError(f"--public-host needs a --host that others reach, as 0.0.0.0, not {self.host}")
+            if not self.port:
+                raise AddressError("--public-host needs --port: the router has to know which port to pass on")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise AddressError(f"not a port: --metrics-port {self.metrics_port} (want 1 to 65535, or 0 for a free one)")
         if not 1 <= self.lease_s <= MAX_LEASE_S:
             raise UsageError(f"a record cannot count for {self.lease_s:g} s: give 1 to {MAX_LEASE_S:g} with --lease")
         if not self.token_days > 0:

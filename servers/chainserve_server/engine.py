@@ -158,7 +158,7 @@ class Engine:
         works = choose_batch(self._queues, max_tokens=self._max_batch_tokens)
         for work in works:
             self._queues[work.step.session].remove(work)
-            if work.step.start and work.step.num_outputs == work.step.num_tokens:
+            if work.is_decoding:
                 self._decoded_at[work.step.session] = time.monotonic()
         self._queues = {session: queue for session, queue in self._queues.items() if queue}
         return Batch(firsts, works)

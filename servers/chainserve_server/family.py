@@ -9,15 +9,17 @@ Everything that happens is an event in one queue, and one loop takes them in tur
 """
 
 import asyncio
+import json
 import os
 import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from chainserve.errors import ChainserveError
+from chainserve.runtime.logs import entry
 from chainserve_server.family_options import Child
 
 LEAVE_S = 15.0
@@ -34,7 +36,8 @@ LEFT = (0, 130, -LEAVE)
 
 TOKEN = re.compile(r"chainserve1\.\S+")
 JOINED = re.compile(r"chainserve-server \S+ has (started|joined) swarm")
-ERROR = "chainserve-server: "
+PROGRAM = "chainserve-server"
+ERROR = f"{PROGRAM}: "
 
 Say = Callable[[str], None]
 
@@ -154,11 +157,15 @@ class Family:
         program: Sequence[str],
         say: Say,
         token: str | None = None,
+        keep_token: Say | None = None,  # None: the token of a new swarm is said
+        as_json: bool = False,  # children say everything as lines of JSON, and so do we
         leave_s: float = LEAVE_S,
     ) -> None:
         self._children = children
         self._program = program
-        self._say = say
+        self._write = say
+        self._keep_token = keep_token
+        self._as_json = as_json
         self._token = token
         self._leave_s = leave_s
         self._servers: list[Server] = []
@@ -183,7 +190,7 @@ class Family:
             await self._start()
             await self._until_all_are_gone()
         except BaseException:  # cancelled, or what we say can go nowhere
-            self._say = lambda _: None
+            self._write = lambda _: None
             self._leave()
             await self._until_all_are_gone()
             raise
@@ -226,19 +233,37 @@ class Family:
                 case TimeUp():
                     self._kill()
 
+    def _say(self, text: str) -> None:
+        """Say something of our own."""
+        self._write(json.dumps(entry(text, logger=PROGRAM)) if self._as_json else text)
+
+    def _pass_on(self, server: Server, text: str, line: Mapping[str, object]) -> None:
+        """Say what a child has said; `line` is what it was in JSON, if it was."""
+        if self._as_json:
+            line = line or entry(text, logger=PROGRAM)
+            self._write(json.dumps({**line, "server": server.name}))
+        else:
+            self._write(f"[{server.name}] {text}")
+
     def _take_line(self, server: Server, is_error: bool, text: str) -> None:
+        line = json_line(text) if self._as_json else {}
+        text = str(line.get("message", text))
+        is_failure = text.startswith(ERROR) or (line.get("level"), line.get("logger")) == ("error", PROGRAM)
         if not is_error and TOKEN.fullmatch(text):
             self._take_token(text)
-        elif is_error and text.startswith(ERROR) and not server.has_joined:
+        elif is_error and is_failure and not server.has_joined:
             server.error = text.removeprefix(ERROR)
         elif text:
             server.has_joined |= not is_error and JOINED.match(text) is not None
-            self._say(f"[{server.name}] {text}")
+            self._pass_on(server, text, line)
 
     def _take_token(self, token: str) -> None:
         if not self._token_is_shown:
             self._token_is_shown = True
-            self._say(token)  # alone on its line, to be copied
+            if self._keep_token is not None:
+                self._keep_token(token)
+            else:
+                self._say(token)  # alone on its line, to be copied
         if self._token is None:
             self._token = token
             self._hand_on(token)
@@ -275,3 +300,12 @@ class Family:
 def describe_end(status: int) -> str:
     """A process's return code in words."""
     return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def json_line(text: str) -> dict[str, object]:
+    """What a line of JSON holds; nothing if it is none, as what libraries write."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) and "message" in line else {}

@@ -13,7 +13,17 @@ CudaDevices = Callable[[], Sequence[str]]
 AutoMemory = Callable[[str, int], int]
 """A device, and the number of servers that are to share it, to the bytes that each of them can take."""
 
-PER_SERVER = ("--device", "--devices", "--num-servers", "--memory", "--port", "--identity", "--join")
+PER_SERVER = (
+    "--device",
+    "--devices",
+    "--num-servers",
+    "--memory",
+    "--port",
+    "--metrics-port",
+    "--identity",
+    "--join",
+    "--token-file",
+)
 PORTS_PER_SERVER = 2  # links and DHT
 LAST_PORT = 65_535
 
@@ -60,6 +70,7 @@ def children_of(
             "--device": device,
             "--memory": amount,
             "--port": port,
+            "--metrics-port": options.metrics_port and options.metrics_port + i,
             "--identity": options.identity and str(_numbered(options.identity, i)),
             "--join": "-" if i or options.join else None,
         }

@@ -55,7 +55,8 @@ def forward_of(works: list[Work], span: Span, *, seconds: float) -> Forward:
     num_tokens = [work.step.num_tokens for work in works]
     num_decode = num_tokens.count(1)
     num_outputs = sum(work.step.num_outputs for work in works if work.sampler is not None)
-    return Forward(span, num_decode, sum(num_tokens) - num_decode, seconds, num_outputs)
+    num_drafts = sum(work.step.num_tokens for work in works if work.is_decoding and work.step.num_tokens > 1)
+    return Forward(span, num_decode, sum(num_tokens) - num_decode, seconds, num_outputs, num_drafts)
 
 
 def run_works(runner: Runner, works: list[Work], span: Span, *, pack: Pack) -> list[tuple[PeerId, Outgoing]]:

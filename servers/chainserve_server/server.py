@@ -8,6 +8,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
+
+import torch
 
 from chainserve import __version__
 from chainserve.errors import SwarmError, describe_blocks
@@ -16,6 +19,7 @@ from chainserve.models.wire import Int8Wire, to_wire
 from chainserve.planning import chunks
 from chainserve.protocol.messages import DTYPES, FailureCode, Message
 from chainserve.runtime.background import in_background
+from chainserve.swarm.daemon import announced
 from chainserve.swarm.hivemind import HivemindSwarm
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.inputs import ModelFacts
@@ -25,8 +29,10 @@ from chainserve.swarm.planner import Job, Planner
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import Announcement, direct_addresses, precision
 from chainserve.swarm.token import JoinToken, swarm_secret
+from chainserve.transport.calling_back import call_back
 from chainserve.transport.direct import DirectTransport
 from chainserve.transport.exchange import Exchange
+from chainserve.transport.exposition import metrics_page, serving_metrics
 from chainserve.transport.handshake import Credentials
 from chainserve.transport.links import Links
 from chainserve.transport.outbox import Outbox
@@ -34,14 +40,15 @@ from chainserve.transport.relayed import RelayedTransport
 from chainserve.types import PeerId, Span
 from chainserve_server.admission import head_chains
 from chainserve_server.blocks import Blocks
-from chainserve_server.config import ServerConfig
+from chainserve_server.config import LOOPBACK, ServerConfig
 from chainserve_server.engine import Engine
 from chainserve_server.handouts import Handouts
+from chainserve_server.metrics import ForwardCounts, server_families
 from chainserve_server.observation import DemandWindow, StepChecks
 from chainserve_server.prepare import Prepared
 from chainserve_server.sampling import LinkSampler
 from chainserve_server.sessions import Sessions
-from chainserve_server.work import Work
+from chainserve_server.work import Forward, Work
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +57,15 @@ Say = Callable[[str], None]
 TICK_S = 0.2
 WITHDRAW_S = 1.0
 FLUSH_S = 0.3
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Event, say: Say) -> None:
-    """Serve until `leave` is set, then leave the swarm within a few seconds."""
+async def serve(
+    config: ServerConfig, prepared: Prepared, *, leave: asyncio.Event, say: Say, keep_token: Say | None = None
+) -> None:
+    """Serve until `leave` is set, then leave the swarm within a few seconds.
+
+    The token of a swarm that we start is said, or given to `keep_token`.
+    """
     async with AsyncExitStack() as resources:
         identity = Identity.load_or_create(config.identity) if config.identity else Identity.load_default()
         resources.callback(identity.release)
@@ -65,7 +76,13 @@ async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Even
         resources.push_async_callback(server.links.close)
         resources.push_async_callback(server.outbox.close)
         resources.push_async_callback(server.withdraw)
-        say(await server.introduction())
+        metrics = None
+        if config.metrics_port is not None:
+            page = metrics_page(lambda: server_families(server))
+            metrics = await resources.enter_async_context(
+                serving_metrics(page, host=config.metrics_host, port=config.metrics_port)
+            )
+        say(await server.introduction(metrics=metrics, keep_token=keep_token))
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(work)
@@ -86,13 +103,22 @@ async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Even
 async def enter_swarm(config: ServerConfig, identity: Identity) -> tuple[HivemindSwarm, bytes]:
     """Join the swarm of the token, or start one; returns it with its secret."""
     dht_port = config.port + 1 if config.port else 0
+    announce = announced(config.public_host, dht_port) if config.public_host else None
     if config.join:
         token = JoinToken.decode(config.join, now=time.time())
-        swarm = await HivemindSwarm.join(identity, token, host=config.host, port=dht_port, lease_s=config.lease_s)
+        swarm = await HivemindSwarm.join(
+            identity, token, host=config.host, port=dht_port, announce=announce, lease_s=config.lease_s
+        )
         return swarm, token.secret
     secret = swarm_secret(identity, config.swarm)
     swarm = await HivemindSwarm.create(
-        identity, config.swarm, secret=secret, host=config.host, port=dht_port, lease_s=config.lease_s
+        identity,
+        config.swarm,
+        secret=secret,
+        host=config.host,
+        port=dht_port,
+        announce=announce,
+        lease_s=config.lease_s,
     )
     return swarm, secret
 
@@ -111,16 +137,16 @@ class Server:
         self._session_ended = asyncio.Event()
         self._demand = DemandWindow(clock=time.monotonic)
         self._checks = StepChecks(prepared.profile.times)
+        self.forwards = ForwardCounts()
+        direct = DirectTransport(credentials, host=config.host, port=config.port, advertised_host=config.public_host)
         self.links = Links(
             swarm.peer_id,
-            [
-                DirectTransport(credentials, host=config.host, port=config.port),
-                RelayedTransport(swarm.p2p, credentials),
-            ],
+            [direct, RelayedTransport(swarm.p2p, credentials)],
             lookup=self._addresses_of,
             on_message=self._handle,
             on_lost=self._lost,
             on_refused=lambda peer, error: self.sessions.refused(peer, error),
+            role_of=lambda peer: "server" if peer in swarm.view.servers else "client",
         )
         self.outbox = Outbox(self.links, on_lost=self._lost)
         self._wire = Int8Wire() if config.wire else None
@@ -129,7 +155,7 @@ class Server:
             max_batch_tokens=config.max_batch_tokens,
             emit=lambda peer, message: self.sessions.emit(peer, message),
             fail=lambda session, code, detail: self.sessions.fail(session, code, detail),
-            observe=self._checks.observe,
+            observe=self._observe,
             chunk_tokens=self._chunk_tokens,
             pack=self._wire or to_wire,
         )
@@ -152,7 +178,9 @@ class Server:
             grace_s=config.move_grace_s,
             on_change=lambda: self.member.changed(),
         )
-        self.exchange = Exchange(self.links, answers=Handouts(swarm, prepared.source).answers)
+        self.exchange = Exchange(
+            self.links, answers=Handouts(swarm, prepared.source).answers, try_to_reach=partial(call_back, direct)
+        )
         self.sampler = LinkSampler(self.links, self._others)
         self.member = Member(
             swarm,
@@ -171,6 +199,15 @@ class Server:
             carry_out=carry_out,
             clock=time.monotonic,
         )
+
+    @property
+    def device(self) -> torch.device:
+        return self._prepared.device
+
+    @property
+    def num_servers_seen(self) -> int:
+        """Of the swarm, whatever their model."""
+        return len(self._swarm.view.servers)
 
     @property
     def pinned(self) -> Span | None:
@@ -275,8 +312,11 @@ class Server:
         if self._wire and self._wire.error:
             self._say(f"activations that were sent on in 8 bits are off by {self._wire.error:.2%} (root mean square)")
 
-    async def introduction(self) -> str:
-        """What the terminal shows once we are in the swarm."""
+    async def introduction(self, *, metrics: str | None = None, keep_token: Say | None = None) -> str:
+        """What the terminal shows once we are in the swarm; `metrics` is where they can be read.
+
+        With `keep_token` the token of a swarm that we start goes there.
+        """
         prepared, config = self._prepared, self._config
         name = prepared.source.name
         blocks = f"blocks {self.pinned}" if self.pinned else "blocks chosen by the swarm"
@@ -286,21 +326,28 @@ class Server:
             f"  links   {', '.join(self.links.addresses)}",
             f"  offers  {prepared.memory_bytes / 1e6:,.0f} MB on {prepared.device} for {name}, {blocks}",
         ]
+        if metrics is not None:
+            lines.append(f"  metrics {metrics}")
         if not config.join:
             token = await self._swarm.token(
                 expires_at=time.time() + config.token_days * 86_400, direct=direct_addresses(self.links.addresses)
             )
+            if keep_token is not None:
+                keep_token(token.encode())
+                lines.append("whoever has the token is a member; it is kept in the file that was asked for")
+            else:
+                lines += ["whoever has this token is a member:", "", token.encode(), ""]
             lines += [
-                "whoever has this token is a member:",
-                "",
-                token.encode(),
-                "",
                 f"join it:  chainserve-server --model {name} --join TOKEN",
                 "ask it:   chainserve chat TOKEN",
             ]
             if config.host in LOOPBACK:
                 lines.append("Only this machine can reach it: start with --host ADDRESS for others to join.")
         return "\n".join(lines)
+
+    def _observe(self, forward: Forward) -> None:
+        self._checks.observe(forward)
+        self.forwards.add(forward)
 
     def _chunk_tokens(self, work: Work, num_decoding: int) -> int:
         """Tokens of a prompt to run at once."""

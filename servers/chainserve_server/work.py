@@ -28,6 +28,11 @@ class Work:
     num_hops: int = 1  # of the chain
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether it goes on with a session's answer, with drafts or without."""
+        return self.step.start > 0 and self.step.num_outputs == self.step.num_tokens
+
+    @property
     def is_prompt(self) -> bool:
         """Whether it may be cut into chunks."""
         return self.hidden is None and self.step.num_outputs <= 1
@@ -80,6 +85,7 @@ class Forward:
     num_prefill_tokens: int
     seconds: float
     num_outputs: int = 0  # of these tokens, those that were turned into logits
+    num_drafts: int = 0  # of `num_prefill_tokens`, those of steps that check drafts, and no prompts
 
 
 @dataclass(frozen=True, slots=True)

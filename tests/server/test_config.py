@@ -2,7 +2,7 @@
 
 import pytest
 
-from chainserve.errors import DeviceError, TokenError, UsageError
+from chainserve.errors import AddressError, DeviceError, TokenError, UsageError
 from chainserve_server.config import MemoryRequest, ServerConfig, parse_memory
 
 
@@ -75,3 +75,24 @@ def test_the_name_of_a_swarm_is_checked_where_one_is_started(name: str) -> None:
     with pytest.raises(TokenError, match="not a name for a swarm"):
         ServerConfig(model="m", swarm=name)
     ServerConfig(model="m", swarm=name, join="a token, which names the swarm")
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "home.example.org", "2001:db8::1"])
+def test_what_others_reach_us_at_needs_a_port_that_is_known(host: str) -> None:
+    ServerConfig(model="m", public_host=host, host="0.0.0.0", port=8300)
+    with pytest.raises(AddressError, match="needs --port"):
+        ServerConfig(model="m", public_host=host, host="0.0.0.0")
+    with pytest.raises(AddressError, match="a --host that others reach"):
+        ServerConfig(model="m", public_host=host, port=8300)
+
+
+@pytest.mark.parametrize("host", ["", "a b", "http://x", "-x", "x/y", "é"])
+def test_what_is_no_address_is_not_told_to_others(host: str) -> None:
+    with pytest.raises(AddressError, match="not an address for others"):
+        ServerConfig(model="m", public_host=host, host="0.0.0.0", port=8300)
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_metrics_take_a_port_that_there_is(port: int) -> None:
+    with pytest.raises(AddressError, match="--metrics-port"):
+        ServerConfig(model="m", metrics_port=port)

@@ -382,3 +382,31 @@ def test_a_token_needs_no_end_of_line() -> None:
         [*PROGRAM, *model("token"), *JOIN], input="abc", capture_output=True, text=True, timeout=READY_S, check=True
     )
     assert done.stdout == "joins abc\n"
+
+
+async def test_in_json_every_line_says_its_server_and_the_token_may_be_kept_elsewhere() -> None:
+    log, kept = Log(), Log()
+
+    def said(message: str, **more: str) -> list[str]:
+        return ["say", json.dumps({"message": message, "level": "info", "logger": "chainserve-server", **more})]
+
+    steps = [["err", "not JSON"], said("a fact", time="now"), said(TOKEN), ["say", "[]"], "serve"]
+    async with family(steps, log=log, as_json=True, keep_token=kept.say) as (running, task):
+        await log.until(r".*a fact.*")
+        await kept.until(re.escape(TOKEN))
+        running.interrupt()
+        await done(task)
+    lines = [json.loads(line) for line in log.lines]
+    assert TOKEN not in [line["message"] for line in lines]
+    [fact] = [line for line in lines if line["message"] == "a fact"]
+    assert (fact["server"], fact["time"]) == ("a", "now")
+    [other] = [line for line in lines if line["message"] == "not JSON"]
+    assert (other["server"], other["level"]) == ("a", "info")
+
+
+async def test_in_json_too_an_error_before_it_has_joined_is_what_is_said() -> None:
+    log = Log()
+    line = {"message": "no device cuda:7", "level": "error", "logger": "chainserve-server"}
+    async with family([["err", json.dumps(line)], ["exit", 2]], log=log, as_json=True) as (_, task):
+        with pytest.raises(ServerFailedError, match=r"\[a\] no device cuda:7"):
+            await done(task)

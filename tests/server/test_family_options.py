@@ -196,3 +196,10 @@ def test_what_children_are_told_can_be_parsed_and_makes_no_family() -> None:
         options = parse(child.arguments)
         assert not asks_for_family(options)
         assert options.leave_on_eof
+
+
+def test_each_server_shows_its_metrics_at_a_port_of_its_own_and_the_token_is_the_parents_to_keep() -> None:
+    shown = dict(told("--num-servers 2 --metrics-port 9400 --token-file here"))
+    assert [words.split("--metrics-port ")[1].split()[0] for words in shown.values()] == ["9400", "9401"]
+    assert not any("--token-file" in words for words in shown.values())
+    assert all("--metrics-port 0" in words for _, words in told("--num-servers 2 --metrics-port 0"))

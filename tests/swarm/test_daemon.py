@@ -7,7 +7,7 @@ import pytest
 
 from chainserve.errors import AddressError, JoinError, SwarmError
 from chainserve.swarm import daemon
-from chainserve.swarm.daemon import Daemon, find_binary, listen_address
+from chainserve.swarm.daemon import Daemon, announced, find_binary, listen_address
 from chainserve.swarm.identity import Identity
 
 
@@ -79,3 +79,15 @@ async def test_without_hivemind_the_way_out_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(daemon, "find_spec", lambda name: None)
     with pytest.raises(SwarmError, match="pip install"):
         find_binary()
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("203.0.113.7", "/ip4/203.0.113.7/tcp/8301"),
+        ("2001:db8::1", "/ip6/2001:db8::1/tcp/8301"),
+        ("home.example.org", "/dns/home.example.org/tcp/8301"),
+    ],
+)
+def test_what_others_are_told_is_an_address_or_a_name(host: str, address: str) -> None:
+    assert announced(host, 8301) == address

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from aiohttp import web
 
 from chainserve.errors import ChainserveError
+from chainserve.transport.exposition import PATH as METRICS_PATH
+from chainserve.transport.exposition import metrics_page
 from chainserve_client.gateway.answering import answer_stream, answer_whole, streams_of
 from chainserve_client.gateway.answers import Answer
 from chainserve_client.gateway.chat import Chat
@@ -19,6 +21,7 @@ from chainserve_client.gateway.completions import Completions
 from chainserve_client.gateway.errors import ApiError, api_error, model_not_found
 from chainserve_client.gateway.form import Form
 from chainserve_client.gateway.keys import Keys
+from chainserve_client.gateway.metrics import GatewayMetrics
 from chainserve_client.gateway.models import Models
 from chainserve_client.gateway.openapi import description
 
@@ -50,9 +53,11 @@ class Gateway:
         self._keys = keys
         self._cors_origins = cors_origins
         self._max_wait_s = max_wait_s
+        self._metrics = GatewayMetrics()
         self._began = int(time.time())
         self.app = web.Application(
-            client_max_size=max_body_bytes, middlewares=[self._with_errors, self._with_cors, self._with_key]
+            client_max_size=max_body_bytes,
+            middlewares=[self._metrics.count, self._with_errors, self._with_cors, self._with_key],
         )
         self.app.on_response_prepare.append(self._add_headers)
         self.app.add_routes(
@@ -61,6 +66,7 @@ class Gateway:
                 web.get("/v1/models/{name:.+}", self._show_model),
                 *(web.post(path, self._answer(form)) for path, form in FORMS.items()),
                 web.get("/openapi.json", self._describe),
+                web.get(METRICS_PATH, metrics_page(self._metrics.families)),
                 web.get("/healthz", self._health),
                 web.get("/readyz", self._readiness),
             ]
@@ -71,6 +77,7 @@ class Gateway:
             asked = form.read(_parse(await request.read()))
             client = await self._models.client(asked.model)
             streams = await streams_of(client, form, asked, max_wait_s=self._max_wait_s)
+            streams = self._metrics.watched(request, client.model.name, streams)
             answer = Answer(form, asked, client)
             if asked.is_stream:
                 return await answer_stream(request, streams, answer)
@@ -130,7 +137,7 @@ class Gateway:
 
     @web.middleware
     async def _with_key(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._keys is None or not request.path.startswith("/v1/"):
+        if self._keys is None or not request.path.startswith(("/v1/", METRICS_PATH)):
             return await handler(request)
         with self._keys.admit(request.headers.get("Authorization")):
             return await handler(request)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainserve.errors import AddressError, UsageError
+from chainserve_client.examples import TOKEN_HELP
 
 if TYPE_CHECKING:
     from chainserve_client.gateway.app import Gateway
@@ -20,7 +21,7 @@ LEAVE_S = 2.0
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands and their options."""
     gateway = commands.add_parser("gateway", help="serve an OpenAI-compatible API")
-    gateway.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    gateway.add_argument("token", metavar="TOKEN", help=TOKEN_HELP)
     gateway.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     gateway.add_argument("--port", type=int, default=8000, help="0 takes any that is free (8000)")
     gateway.add_argument("--api-keys", type=Path, metavar="FILE", help="TOML file with a table per key; see api-key")
@@ -35,7 +36,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="SECONDS",
         help=f"answer 429 if a place would have to be waited for longer ({MAX_WAIT_S:.0f})",
     )
+    gateway.add_argument("--json", action="store_true", help="say where it serves as JSON")
     key = commands.add_parser("api-key", help="make a key for the gateway")
+    key.add_argument("--json", action="store_true", help="print key and table as JSON")
     key.add_argument("name", metavar="NAME", type=_key_name, help="whose key it is")
 
 

@@ -1,0 +1,1 @@
+"""`chainserve bench`: requests at random times, and how long they wait, begin and take."""
