@@ -138,6 +138,15 @@ async def gateway(options: argparse.Namespace) -> None:
         await until_terminated()
 
 
+async def health(options: argparse.Namespace) -> None:
+    """Serve the health page until interrupted; it is the gateway under another name."""
+    gateway_command.check(options)
+    check_token(options.token)
+    async with gateway_command.serving(options) as url:
+        print(f"health page at {url}/", flush=True)
+        await until_terminated()
+
+
 async def until_terminated() -> None:
     """Wait for SIGTERM; Ctrl-C cancels."""
     terminated = asyncio.Event()
@@ -194,7 +203,14 @@ def report(answer: "Generation") -> None:
     )
 
 
-COMMANDS = {"chat": chat, "generate": generate, "status": status, "gateway": gateway, "api-key": api_key}
+COMMANDS = {
+    "chat": chat,
+    "generate": generate,
+    "status": status,
+    "gateway": gateway,
+    "health": health,
+    "api-key": api_key,
+}
 
 
 if __name__ == "__main__":
