@@ -112,6 +112,7 @@ class Watch:
     def welcome(self) -> list[bytes]:
         """What somebody needs to know who begins to listen."""
         return [
+            encoded("clock", {"now": self._network.swarm.now()}),
             encoded("state", self.state),
             encoded("events", self.events_json()),
             encoded("history", [sample.to_json() for sample in self.history.samples()]),
