@@ -5,6 +5,7 @@ import { bytes, NONE, seconds, short } from "./words.js";
 
 export function showLinks(model) {
   const { servers, links } = model;
+  byId("links").closest(".pair").toggleAttribute("data-many", servers.length > 5);
   const ways = new Map(links.map((link) => [`${link.from ?? ""} ${link.to}`, link]));
   const slowest = Math.max(...links.map((link) => link.round_trip_s), 1e-3);
   const head = (server) => h("th", { scope: "col" }, h("bdi", { title: server.peer }, server.name ?? short(server.peer)), server.name && h("span", { class: "under" }, short(server.peer)));

@@ -25,7 +25,7 @@ function row(server, total) {
   const loading = server.state === "loading" && server.loaded_share !== null ? ` ${percent(server.loaded_share)}` : "";
   return h("div", { class: "map-row" },
     h("div", { class: "map-name" },
-      h("bdi", { title: server.peer }, server.name ?? short(server.peer)),
+      h("span", {}, h("bdi", { title: server.peer }, server.name ?? short(server.peer)), server.name && h("span", { class: "map-words" }, ` ${short(server.peer)}`)),
       h("span", { class: "map-words" }, `${words}${server.is_pinned ? " pinned" : ""}, ${server.state}${loading}${moves ? `, to be ${span(server.planned_blocks)}` : ""}`)),
     h("div", { class: "map-lane", "aria-hidden": "true" },
       moves && h("span", { class: "map-plan", style: position(server.planned_blocks, total) }),
@@ -37,7 +37,7 @@ function coverageRow(model) {
   const counts = model.coverage;
   return h("div", { class: "map-row map-coverage" },
     h("div", { class: "map-name" }, h("strong", {}, "Servers per block"), h("span", { class: "map-words" }, summary(counts))),
-    h("div", { class: "map-cells", "aria-hidden": "true", "data-numbered": counts.length <= MAX_NUMBERED },
+    h("div", { class: "map-cells", "aria-hidden": "true", "data-numbered": String(counts.length <= MAX_NUMBERED) },
       counts.map((count) => h("span", { "data-count": Math.min(count, 3) }, counts.length <= MAX_NUMBERED ? String(count) : ""))));
 }
 

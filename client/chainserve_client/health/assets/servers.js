@@ -3,7 +3,7 @@
 import { byId, h, show } from "./dom.js";
 import { age, blocks, bytes, count, figure, NONE, percent, plural, seconds, short, span } from "./words.js";
 
-const HEADS = ["Server", "State", "Blocks", "Memory", "Sessions", "Tokens/s", "Link", "Up", "If it leaves"];
+const HEADS = ["Server", "State", "Blocks", "Up", "Memory", "Sessions", "Tokens/s", "Link", "If it leaves"];
 
 export function showServers(model, { canPlan, now, refused }) {
   const pinned = model.servers.filter((server) => server.is_pinned).length;
@@ -27,11 +27,11 @@ function row(server, { canPlan, now, model }) {
       h("span", { class: "under" }, server.name ? h("span", { title: server.peer }, `${short(server.peer)} · `) : null, h("bdi", {}, server.device ?? "device not told"))),
     h("td", { role: "cell", "data-head": "State" }, state(server)),
     cell("Blocks", span(server.blocks), h("span", { class: "under" }, precision(server) + (server.is_pinned ? ", pinned" : ""))),
+    cell("Up", age(now - server.started_at), h("span", { class: "under" }, server.version)),
     cell("Memory", memory(server)),
     cell("Sessions", count(server.num_sessions), server.num_waiting ? h("span", { class: "under" }, `${count(server.num_waiting)} waiting`) : null),
     cell("Tokens/s", figure(server.tokens_per_s), step(server)),
     h("td", { role: "cell", "data-head": "Link" }, server.link ? seconds(server.link.round_trip_s) : NONE, h("span", { class: "under" }, server.link?.kind ?? "no link from here")),
-    cell("Up", age(now - server.started_at), h("span", { class: "under" }, server.version)),
     h("td", { role: "cell", "data-head": "If it leaves" }, leaving(server, { canPlan, model })));
 }
 
@@ -55,18 +55,18 @@ function memory(server) {
       h("span", { class: "bar-weights", style: share(given.weights) }),
       h("span", { class: "bar-used", style: share(given.cache_used) }),
       h("span", { class: "bar-free", style: share(given.cache_free) })),
-    h("span", { class: "under" }, `${bytes(given.weights)} weights · ${bytes(given.cache_used)} of ${bytes(given.cache_used + given.cache_free)} cache used · ${bytes(given.given)} given`),
+    h("span", { class: "under" }, `weights ${bytes(given.weights)} · cache ${bytes(given.cache_used)} of ${bytes(given.cache_used + given.cache_free)} · given ${bytes(given.given)}`),
   ];
 }
 
 function step(server) {
   if (!server.decode_step) return null;
-  return h("span", { class: "under" }, `step ${seconds(server.decode_step.observed_s)}, predicted ${seconds(server.decode_step.predicted_s)}`);
+  return h("span", { class: "under" }, [`step ${seconds(server.decode_step.observed_s)},`, h("br"), `predicted ${seconds(server.decode_step.predicted_s)}`]);
 }
 
 function leaving(server, { canPlan, model }) {
   const { missing_blocks: missing, after_planning: after } = server.if_it_leaves;
-  const now = missing.length ? h("span", { class: "warns" }, `${blocks(missing)} missing`) : server.state === "online" ? "nothing is missing" : "no change now";
+  const now = missing.length ? `${blocks(missing)} missing` : server.state === "online" ? "nothing missing" : "no change now";
   let later = "";
   if (after) later = afterwards(after, model.num_blocks);
   else if (!canPlan) later = "planning is not installed here";

@@ -20,6 +20,7 @@ export function seconds(value) {
 
 export function bytes(value) {
   if (value === null || value === undefined) return NONE;
+  if (value === 0) return "0";
   for (const unit of ["B", "kB", "MB", "GB"]) {
     if (value < 999.5) return `${three.format(value)} ${unit}`;
     value /= 1000;
