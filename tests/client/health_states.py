@@ -112,16 +112,11 @@ def broken(num_servers: int) -> Snapshot:
 def loading(num_servers: int) -> Snapshot:
     """All of them load, to different shares; the last one waits for blocks."""
     servers, plan = swarm_of(num_servers, num_blocks=80 if num_servers > 3 else 30)
-    begun = [
-        replace(
-            one,
-            state=ServerState.LOADING,
-            num_sessions=0,
-            report=one.report and replace(one.report, loaded_share=share),
-        )
-        for share, one in zip([0.12, 0.83, 0.4] * 4, servers, strict=False)
-        if one.span
-    ]
+    begun = []
+    for share, one in zip([0.12, 0.83, 0.4] * 4, servers, strict=False):
+        report = one.report and replace(one.report, loaded_share=share)
+        if one.span is not None:
+            begun.append(replace(one, state=ServerState.LOADING, num_sessions=0, report=report))
     if num_servers > 3:
         first = begun[0]
         begun[0] = replace(first, span=Span(0, 5), state=ServerState.DRAINING)

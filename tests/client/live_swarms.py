@@ -18,6 +18,7 @@ NOW = 1_800_000_000.0
 NUM_BLOCKS = 8
 BLOCK_BYTES = 1_000_000_000
 TOKEN_BYTES = 10_000
+SEARCH_EFFORT = 500
 
 
 def peer(name: str) -> PeerId:
@@ -81,6 +82,7 @@ def plan_of(*servers: Announcement, **changes: Any) -> SwarmPlan:
     for now_s in (0.0, 60.0):  # a change is planned for when nothing has changed for a while
         job = planner.consider(view, None, now_s=now_s) or job
     assert job is not None
+    job = replace(job, inputs=replace(job.inputs, search_effort=SEARCH_EFFORT))
     return replace(job.carry_out(), **changes)
 
 

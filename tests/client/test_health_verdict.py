@@ -1,5 +1,7 @@
 """How a model stands, from who holds what; and what would be missing without a server."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,4 +68,4 @@ def test_so_many_servers_have_to_go_until_a_block_is_missing(held: list[Span]) -
 def test_ranges_are_the_fewest_spans_of_the_same_blocks(blocks: set[int]) -> None:
     found = ranges(sorted(blocks))
     assert {block for span in found for block in span} == blocks
-    assert all(before.end < after.start for before, after in zip(found, found[1:], strict=False))
+    assert all(before.end < after.start for before, after in pairwise(found))
