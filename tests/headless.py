@@ -11,6 +11,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
+IS_INSTALLED = CHROMIUM.exists()
 ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -26,7 +27,7 @@ WIDTHS = (390, 1440)
 @asynccontextmanager
 async def browsing() -> AsyncIterator[Browser]:
     """The browser; the test fails if it is not installed."""
-    if not CHROMIUM.exists():
+    if not IS_INSTALLED:
         pytest.fail(f"this test takes Debian's chromium at {CHROMIUM}: apt-get install chromium")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
