@@ -20,6 +20,8 @@ LIGHT = (
     "chainserve_client.generation",
     "chainserve_client.gateway.app",
     "chainserve_client.gateway.command",
+    "chainserve_client.health.page",
+    "chainserve_client.health.watch",
     "chainserve_client.lifeline",
     "chainserve_client.token_session",
     "chainserve_client.status",
