@@ -3,15 +3,20 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from gateway_in_memory import page_over
 from headless import WIDTHS, browsing, visiting
 from health_states import application, broken, healthy, loading, snapshot_of, swarm_of
-from playwright.async_api import Browser
+from playwright.async_api import Browser, expect
+from served_in_memory import served as served_in_memory
 
 from chainserve.swarm.reports import Report
+from chainserve.types import Span
+from chainserve_client.gateway.keys import Keys, new_key, read_keys
 from chainserve_client.health.snapshot import Snapshot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
@@ -78,3 +83,28 @@ async def test_the_page_is_used_by_keyboard(browser: Browser) -> None:
         assert reached[0] == "skip"
         for wanted in ("chat-new", "chat-log", "chat-text", "chat-send", "events", "links"):
             assert wanted in reached
+
+
+async def test_a_gateway_with_keys_asks_for_one_and_keeps_it_in_this_tab(browser: Browser, tmp_path: Path) -> None:
+    key, table = new_key("alice")
+    (tmp_path / "keys.toml").write_text(table)
+    keys = Keys(read_keys(tmp_path / "keys.toml"))
+    async with served_in_memory({"a": Span(0, 8)}) as swarm, page_over(swarm, keys=keys) as (http, _):
+        url = str(http._base_url)
+        async with visiting(browser, url, width=390) as visit:
+            page = visit.page
+            await expect(page.locator("#key-form")).to_be_visible()
+            assert await visit.inaccessible() == []
+            await page.fill("#key", "sk-wrong")
+            await page.press("#key", "Enter")
+            await expect(page.locator("#key-hint")).to_have_text("This gateway does not know that key.")
+            await page.fill("#key", key)
+            await page.press("#key", "Enter")
+            await expect(page.locator(".map-row").first).to_be_visible()
+            await expect(page.locator("#key-form")).to_be_hidden()
+            await page.fill("#chat-text", "hello")
+            await page.press("#chat-text", "Enter")
+            await expect(page.locator("#chat-log .meta .hop")).to_have_count(1)
+            await page.reload()
+            await expect(page.locator(".map-row").first).to_be_visible()
+            assert key not in await page.content()

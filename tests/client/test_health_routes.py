@@ -3,39 +3,20 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from gateway_in_memory import MAX_POSITION, asking, posted, text_model
-from served_in_memory import MODEL, MemorySwarmOfServers, served, until
+from gateway_in_memory import asking, page_over, posted
+from served_in_memory import MODEL, served, until
 
 from chainserve.errors import RecordError
 from chainserve.types import Span
-from chainserve_client.client import AsyncClient
-from chainserve_client.gateway.app import Gateway
-from chainserve_client.gateway.command import listening
 from chainserve_client.gateway.keys import Keys, new_key, read_keys
-from chainserve_client.gateway.models import Models
 from chainserve_client.health.hub import Listener
-from chainserve_client.health.page import HealthPage
-from chainserve_client.health.watch import Watch, watching
 
 SPANS = {"a": Span(0, 5), "b": Span(4, 8)}
-
-
-@asynccontextmanager
-async def page_over(swarm: MemorySwarmOfServers, **options: Any) -> AsyncIterator[tuple[aiohttp.ClientSession, Watch]]:
-    """An HTTP client whose paths are the gateway's, which has the page; `options` are those of `Gateway`."""
-    network = await swarm.client()
-    await network.swarm.refresh()
-    client = AsyncClient(network, MODEL, text_model(end_tokens=(), max_position=MAX_POSITION))
-    async with watching(network, swarm="home") as watch:
-        gateway = Gateway(Models(network, client), page=HealthPage(watch), **options)
-        async with listening(gateway, host="127.0.0.1", port=0) as url, aiohttp.ClientSession(url) as http:
-            yield http, watch
 
 
 async def get(http: aiohttp.ClientSession, path: str, **options: Any) -> Any:

@@ -21,12 +21,13 @@ export function showVerdict(model, { state, isLive }) {
   show(
     byId("verdict-words"),
     h("p", { class: "sign", "aria-hidden": "true" }, SIGNS[health]),
-    h("div", {}, h("h2", { id: "verdict-title" }, title), sentences(model, health).map((text) => h("p", {}, text))),
+    h("div", {}, h("h2", { id: "verdict-title" }, title), sentences(model, health, isLive).map((text) => h("p", {}, text))),
   );
   show(byId("figures"), model ? figures(model) : []);
 }
 
-function sentences(model, health) {
+function sentences(model, health, isLive) {
+  if (!isLive) return ["What follows is what the gateway said last."];
   if (!model) return ["No server is in the swarm now."];
   const { verdict, num_blocks: numBlocks } = model;
   const named = (peers) => peers.map((peer) => nameOf(model.servers.find((server) => server.peer === peer), peer));
