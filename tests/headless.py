@@ -1,5 +1,6 @@
 """A browser without a window, from the distribution's package, and what a page may not do in it."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, Route, async_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 IS_INSTALLED = CHROMIUM.exists()
@@ -86,3 +87,9 @@ async def visiting(browser: Browser, url: str, *, width: int, scheme: str = "lig
         yield visit
     finally:
         await context.close()
+
+
+async def briefly(route: Route) -> None:
+    """Let the page ask for a short answer, which is the same one every time."""
+    asked = json.loads(route.request.post_data or "")
+    await route.continue_(post_data=json.dumps({**asked, "max_tokens": 24, "temperature": 0}))

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from gateway_in_memory import page_over
-from headless import WIDTHS, browsing, visiting
+from headless import WIDTHS, briefly, browsing, visiting
 from health_states import application, broken, healthy, loading, snapshot_of, swarm_of
 from playwright.async_api import Browser, expect
 from served_in_memory import served as served_in_memory
@@ -93,18 +93,19 @@ async def test_a_gateway_with_keys_asks_for_one_and_keeps_it_in_this_tab(browser
         url = str(http._base_url)
         async with visiting(browser, url, width=390) as visit:
             page = visit.page
-            await expect(page.locator("#key-form")).to_be_visible()
+            await expect(page.locator("#key-form")).to_be_visible(timeout=20_000)
             assert await visit.inaccessible() == []
             await page.fill("#key", "sk-wrong")
             await page.press("#key", "Enter")
             await expect(page.locator("#key-hint")).to_have_text("This gateway does not know that key.")
             await page.fill("#key", key)
             await page.press("#key", "Enter")
-            await expect(page.locator(".map-row").first).to_be_visible()
+            await expect(page.locator(".map-row").first).to_be_visible(timeout=20_000)
             await expect(page.locator("#key-form")).to_be_hidden()
+            await page.route("**/v1/chat/completions", briefly)
             await page.fill("#chat-text", "hello")
             await page.press("#chat-text", "Enter")
-            await expect(page.locator("#chat-log .meta .hop")).to_have_count(1)
+            await expect(page.locator("#chat-log .meta .hop")).to_have_count(1, timeout=20_000)
             await page.reload()
-            await expect(page.locator(".map-row").first).to_be_visible()
+            await expect(page.locator(".map-row").first).to_be_visible(timeout=20_000)
             assert key not in await page.content()

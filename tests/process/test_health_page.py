@@ -1,6 +1,5 @@
 """The health page over a real swarm, in a browser: who comes and goes, what that means, and an answer as it comes."""
 
-import json
 import re
 import signal
 import socket
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from bundled import MODEL
-from headless import WIDTHS, Visit, browsing, visiting
-from playwright.async_api import Route, expect
+from headless import WIDTHS, Visit, briefly, browsing, visiting
+from playwright.async_api import expect
 
 from chainserve_server.local import LocalSwarm
 
@@ -125,12 +124,6 @@ async def test_the_page_shows_the_life_of_a_swarm(tmp_path: Path) -> None:
                 for visit in pages:
                     await expect(visit.page.locator("#lost")).to_be_hidden()
                     assert [fault for fault in visit.faults if not fault.startswith(REFUSED)] == []
-
-
-async def briefly(route: Route) -> None:
-    """Let the page ask for a short answer, which is the same one every time."""
-    asked = json.loads(route.request.post_data or "")
-    await route.continue_(post_data=json.dumps({**asked, "max_tokens": 24, "temperature": 0}))
 
 
 async def answer_comes_in_pieces(visit: Visit) -> None:

@@ -5,8 +5,6 @@ import { byId, h } from "./dom.js";
 import { eventsOf, headers } from "./stream.js";
 import { figure, nameOf, seconds } from "./words.js";
 
-const MAX_TOKENS = 512;
-
 export function startChat(modelNow) {
   const log = byId("chat-log");
   const text = byId("chat-text");
@@ -61,7 +59,7 @@ export function startChat(modelNow) {
     const response = await fetch("/v1/chat/completions", {
       method: "POST",
       headers: headers({ "Content-Type": "application/json" }),
-      body: JSON.stringify({ model: modelNow().name, messages, stream: true, max_tokens: MAX_TOKENS, chainserve: true }),
+      body: JSON.stringify({ model: modelNow().name, messages, stream: true, chainserve: true }),
       signal: running.signal,
     });
     if (!response.ok) throw new ApiError(await reason(response));
