@@ -2,6 +2,7 @@
 
 import ctypes
 import time
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
 import torch
@@ -39,13 +40,14 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     progress: bool = True,
+    on_share: Callable[[float], None] = lambda _share: None,
 ) -> LoadReport:
     """Fill the parameters of `model` that are on the meta device, and its persistent buffers, from `source`.
 
     Floating-point weights become `dtype` (float32 where the family insists on it), everything moves to `device`,
     tied weights share one tensor. Weights of quantized layers are quantized from `dtype` as they come, or taken as they
-    are where the checkpoint holds them quantized. WeightsError, naming the tensors, if some are missing or have
-    another shape.
+    are where the checkpoint holds them quantized. `on_share` is told which share has been read. WeightsError, naming
+    the tensors, if some are missing or have another shape.
     """
     began = time.perf_counter()
     groups = plan_loading(model, source.tensors)
@@ -53,11 +55,19 @@ def load_weights(
         group.target: stored_statistics(_module_of(model, group.target), group.sources[0][0], source.tensors)
         for group in groups
     }
+    num_loaded = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal num_loaded
+        num_loaded += num_bytes
+        bar.update(num_bytes)
+        on_share(num_loaded / total_bytes)
+
     names = [name for group in groups for name in (*dict(group.sources), *statistics[group.target])]
-    num_bytes = sum(source.tensors[name].nbytes for name in names)
+    total_bytes = sum(source.tensors[name].nbytes for name in names)
     dtypes = weight_dtypes(model, dtype)
     source.fetch(names, progress=progress)
-    with torch.no_grad(), progress_bar(num_bytes, doing="Loading", progress=progress) as bar:
+    with torch.no_grad(), progress_bar(total_bytes, doing="Loading", progress=progress) as bar:
         for group in groups:
             if beside := statistics[group.target]:
                 [name] = dict(group.sources)
@@ -66,11 +76,11 @@ def load_weights(
                     restore_weight(_module_of(model, group.target), source.read(name), stored, device=device)
                 except (RuntimeError, ValueError, KeyError) as error:
                     raise WeightsError(f"the quantized tensors of {group.target} do not fit: {error}") from error
-                bar.update(sum(source.tensors[other].nbytes for other in (name, *beside)))
+                count(sum(source.tensors[other].nbytes for other in (name, *beside)))
                 continue
             for name, pattern in group.sources:
                 group.transform.add_tensor(group.target, name, pattern, source.read(name, dtypes[group.target]))
-                bar.update(source.tensors[name].nbytes)
+                count(source.tensors[name].nbytes)
             try:
                 made = group.transform.convert(group.target, model=model, config=model.config)
             except (RuntimeError, ValueError) as error:
@@ -88,7 +98,7 @@ def load_weights(
     return LoadReport(
         bytes_read=traffic.read,
         bytes_downloaded=traffic.downloaded,
-        bytes_of_blocks=num_bytes,
+        bytes_of_blocks=total_bytes,
         num_tensors=len(names),
         seconds=time.perf_counter() - began,
     )

@@ -58,6 +58,18 @@ class Stage(Enum):
     TAKEN = auto()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """How a chain is used now."""
+
+    hops: Hops
+    num_held: int  # places offered or taken
+    used_share: float  # of its tokens
+    num_waiting: int
+    wait_s: float  # of one more request
+    held_s: float | None  # for which the last sessions held their places; None: none has ended
+
+
 @dataclass(slots=True, eq=False)
 class _Place:
     session: SessionId
@@ -73,6 +85,7 @@ class _Place:
 class _Chain:
     facts: HeadChain
     held_s: float  # for which sessions hold their places
+    num_ended: int = 0
     used_tokens: int = 0
     waiting: dict[SessionId, _Place] = field(default_factory=dict)  # in order of arrival
 
@@ -103,6 +116,21 @@ class Places:
     def used_tokens(self, hops: Hops) -> int:
         """Tokens of a chain's places that are offered or taken; 0 for chains that are not in the plan."""
         return self._chains[hops].used_tokens if hops in self._chains else 0
+
+    def uses(self) -> list[Use]:
+        """How the chains of the plan are used, in the plan's order."""
+        held = Counter(id(place.chain) for place in self._places.values() if place.stage is not Stage.WAITING)
+        return [
+            Use(
+                hops=hops,
+                num_held=held[id(chain)],
+                used_share=min(1.0, chain.used_tokens / chain.facts.capacity_tokens),
+                num_waiting=len(chain.waiting),
+                wait_s=_next_wait_s(chain, held[id(chain)]),
+                held_s=chain.held_s if chain.num_ended else None,
+            )
+            for hops, chain in self._chains.items()
+        ]
 
     def follow(self, epoch: int, chains: Iterable[HeadChain], *, now_s: float) -> list[Answer]:
         """Go by the chains of this epoch; chains that stay keep their places and their queue.
@@ -187,6 +215,7 @@ class Places:
             return []
         if place.stage is Stage.TAKEN:
             place.chain.held_s += SMOOTHING * (now_s - place.since_s - place.chain.held_s)
+            place.chain.num_ended += 1
         self._drop(place)
         return self._serve(now_s)
 
@@ -295,6 +324,15 @@ class Places:
                 break
             num_tokens += other.num_tokens
         return place.chain.held_s * num_tokens / place.chain.facts.capacity_tokens
+
+
+def _next_wait_s(chain: _Chain, num_held: int) -> float:
+    """What one more request, as large as those that are there on average, would wait; as `_wait_s` counts."""
+    waiting_tokens = sum(place.num_tokens for place in chain.waiting.values())
+    mean_tokens = (chain.used_tokens + waiting_tokens) / max(1, num_held + len(chain.waiting))
+    if not chain.waiting and chain.used_tokens + mean_tokens <= chain.facts.capacity_tokens:
+        return 0.0
+    return chain.held_s * (waiting_tokens + mean_tokens) / chain.facts.capacity_tokens
 
 
 def _count_down(counts: Counter[PeerId], client: PeerId) -> None:

@@ -19,6 +19,7 @@ import msgpack
 from chainserve.errors import RecordError, SpanError
 from chainserve.swarm.identity import Identity, peer_id_of, verify
 from chainserve.swarm.offers import MAX_BYTES, Offer
+from chainserve.swarm.reports import Report
 from chainserve.types import PeerId, Span
 
 SCHEMA = 4
@@ -83,6 +84,8 @@ class Announcement:
     """What the weights of its blocks are quantized to; the model counts as the same one."""
     offer: Offer | None = None
     """What planning needs to know; None: it takes no part in plans."""
+    report: Report | None = None
+    """What people may want to know."""
 
     @property
     def direct_addresses(self) -> tuple[str, ...]:
@@ -145,11 +148,13 @@ def seal(announcement: Announcement, identity: Identity, secret: bytes, *, expir
     fields = {field.name: getattr(announcement, field.name) for field in dataclasses.fields(announcement)}
     del fields["peer"]  # follows from the public key
     span, offer, started_at = announcement.span, announcement.offer, float(announcement.started_at)
+    report = announcement.report
     fields |= {
         "schema": SCHEMA,
         "span": span and (span.start, span.end),
         "started_at": started_at,
         "offer": offer and offer.to_fields(),
+        "report": report and report.to_fields(),
     }
     return seal_payload(msgpack.packb(fields), identity, secret, expires_at=expires_at)
 
@@ -211,7 +216,7 @@ def _announcement(fields: Mapping[str, Any], peer: PeerId) -> Announcement:
     addresses = field_of(fields, "addresses", list)
     if not all(type(address) is str for address in addresses):
         raise RecordError("record's addresses are not text")
-    offer = fields.get("offer")
+    offer, report = fields.get("offer"), fields.get("report")
     return Announcement(
         peer=peer,
         state=ServerState(field_of(fields, "state", str)),
@@ -232,6 +237,7 @@ def _announcement(fields: Mapping[str, Any], peer: PeerId) -> Announcement:
         epoch=field_of(fields, "epoch", int),
         quant=None if fields.get("quant", 0) is None else field_of(fields, "quant", str),
         offer=None if offer is None else Offer.from_fields(offer),
+        report=None if report is None else Report.from_fields(report),  # which servers of before do not make
     )
 
 

@@ -172,11 +172,20 @@ async def doctor(options: argparse.Namespace) -> int:
 
 
 async def gateway(options: argparse.Namespace) -> None:
-    """Serve until interrupted."""
+    """Serve the API until interrupted, and the health page."""
+    await _serve(options, "serving at", "/v1")
+
+
+async def health(options: argparse.Namespace) -> None:
+    """Serve the health page until interrupted; it is the gateway under another name."""
+    await _serve(options, "health page at", "/")
+
+
+async def _serve(options: argparse.Namespace, what: str, path: str) -> None:
     gateway_command.check(options)
     check_token(options.token)
     async with gateway_command.serving(options) as url:
-        print(json.dumps({"url": f"{url}/v1"}) if options.json else f"serving at {url}/v1", flush=True)
+        print(json.dumps({"url": f"{url}{path}"}) if options.json else f"{what} {url}{path}", flush=True)
         await until_terminated()
 
 
@@ -260,6 +269,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, int | Non
     "generate": generate,
     "status": status,
     "gateway": gateway,
+    "health": health,
     "api-key": api_key,
     "token": token,
     "doctor": doctor,

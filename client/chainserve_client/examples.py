@@ -10,6 +10,7 @@ EXAMPLES = {
 first steps:
   chainserve chat TOKEN "Why is the sky blue?"     ask a swarm whose join token you have
   chainserve status TOKEN                          see who is in it
+  chainserve health TOKEN                          see all of it on a page, live
   chainserve gateway TOKEN                         serve it to programs that speak OpenAI's API
   chainserve doctor TOKEN                          find out why something does not work
 servers are started with chainserve-server; `chainserve COMMAND --help` has examples of each command""",
@@ -42,6 +43,10 @@ examples:
     "api-key": """\
 example:
   chainserve api-key alice >> keys.toml     # the key itself goes to the terminal""",
+    "health": """\
+examples:
+  chainserve health TOKEN
+  chainserve health TOKEN --host 0.0.0.0 --api-keys keys.toml""",
     "token": """\
 examples:
   chainserve token TOKEN

@@ -27,8 +27,11 @@ class LivePlan:
     left_out: Mapping[PeerId, LeftOut]  # empty with a shortage; in large swarms only servers without blocks
 
 
-def examine(plan: SwarmPlan) -> LivePlan:
-    """See what follows from a plan, for seconds; ValueError if its figures make no sense."""
+def examine(plan: SwarmPlan, *, is_thorough: bool = True) -> LivePlan:
+    """See what follows from a plan; ValueError if its figures make no sense.
+
+    What its servers are worth takes seconds, and is left out where `is_thorough` is false.
+    """
     inputs = plan.inputs
     by_peer(inputs.profiles())  # raises for servers that cannot be
     arrival_rate = Workload(arrival_rate=inputs.arrival_rate).arrival_rate
@@ -36,13 +39,13 @@ def examine(plan: SwarmPlan) -> LivePlan:
     return LivePlan(
         plan=plan,
         outlook=Outlook(plan.chains, predictions, _bounds(plan), arrival_rate),
-        left_out={} if plan.shortage else _left_out(plan),
+        left_out={} if plan.shortage or not is_thorough else _left_out(plan),
     )
 
 
 def _bounds(plan: SwarmPlan) -> ResponseTimeBounds:
     """Those of the plan are of its goal: until that is reached other chains count."""
-    if plan.is_settled or not plan.chains or not _can_plan():
+    if plan.is_settled or not plan.chains or not can_plan():
         return plan.bounds
     from chainserve.planning.bounds import response_time_bounds
 
@@ -66,7 +69,7 @@ def _left_out(plan: SwarmPlan) -> dict[PeerId, LeftOut]:
         concurrencies=tuple(sorted({1, *(max(1, round(plan.concurrency * factor)) for factor in NEARBY)})),
     )
     found = {server.peer: LeftOut(0.0) for server in inputs.servers if server.peer not in plan.goal.spans}
-    if not _can_plan():
+    if not can_plan():
         return found
     from chainserve.planning.spares import leave_out
     from chainserve_client.forecast import MAX_LEFT_OUT
@@ -85,6 +88,6 @@ def _left_out(plan: SwarmPlan) -> dict[PeerId, LeftOut]:
     return found
 
 
-def _can_plan() -> bool:
+def can_plan() -> bool:
     """Whether what planning takes is installed: a client without it says less of a plan."""
     return find_spec("numpy") is not None

@@ -1,9 +1,10 @@
 """Which places a head has to give: what the plan says of the chains that begin at it."""
 
 from chainserve.planning.dispatch import patience
-from chainserve.protocol.places import HeadChain
+from chainserve.protocol.places import HeadChain, Places
 from chainserve.swarm.inputs import DEFAULT_DEMAND
 from chainserve.swarm.plans import SwarmPlan
+from chainserve.swarm.reports import MAX_CHAINS, ChainUse, finite_seconds
 from chainserve.types import PeerId
 
 
@@ -33,3 +34,21 @@ def head_chains(plan: SwarmPlan, me: PeerId) -> list[HeadChain]:
         for chain, queue in zip(plan.chains, queues, strict=True)
         if chain.chain.head == me
     ]
+
+
+def chain_uses(plan: SwarmPlan, places: Places) -> tuple[ChainUse, ...]:
+    """How the fastest chains of the plan are used that begin at this head, by their place in the plan."""
+    index_of = {chain.chain.hops: index for index, chain in enumerate(plan.chains)}
+    uses = [
+        ChainUse(
+            chain=index_of[use.hops],
+            num_held=use.num_held,
+            used_share=use.used_share,
+            num_waiting=use.num_waiting,
+            wait_s=finite_seconds(use.wait_s),
+            service_s=None if use.held_s is None else finite_seconds(use.held_s),
+        )
+        for use in places.uses()
+        if use.hops in index_of
+    ]
+    return tuple(sorted(uses, key=lambda use: use.chain)[:MAX_CHAINS])

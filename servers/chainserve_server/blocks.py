@@ -66,6 +66,8 @@ class Blocks:
         """What is announced: blocks that are served, or the state says why not."""
         self.weight_bytes = 0
         """Memory that weights take now, those that are being loaded included."""
+        self.loaded_share: float | None = None
+        """Of what is being loaded, what has been read; None: nothing is being loaded."""
 
     @property
     def cache(self) -> KVCache:
@@ -167,10 +169,20 @@ class Blocks:
         ends = {end: there for end, there in self._held.ends.items() if end in wanted} if self._held else {}
         stays = {block: module for block, module in self._held.modules.items() if block in span} if self._held else {}
         self.weight_bytes += new_bytes
+        new_block_bytes = sum(prepared.block_bytes[block] for block in span if block not in stays)
+        num_new_ends = len(set(wanted) - ends.keys())
 
-        def read(skeleton: PreTrainedModel) -> LoadReport:
+        def read(skeleton: PreTrainedModel, *, begin: float, end: float) -> LoadReport:
+            def tell(share: float) -> None:
+                self.loaded_share = begin + (end - begin) * share if new_bytes else None
+
             return load_weights(
-                skeleton, prepared.source, dtype=prepared.dtype, device=prepared.device, progress=new_bytes > 0
+                skeleton,
+                prepared.source,
+                dtype=prepared.dtype,
+                device=prepared.device,
+                progress=new_bytes > 0,
+                on_share=tell,
             )
 
         def load() -> tuple[Held, LoadReport]:
@@ -178,20 +190,27 @@ class Blocks:
             blocks = blocks_of(skeleton.base_model)
             for block in stays:
                 blocks[block] = Skip(blocks[block])
-            report = read(skeleton)
+            share = min(1.0, new_block_bytes / max(1, new_bytes)) if num_new_ends else 1.0
+            report = read(skeleton, begin=0.0, end=share)
             for block, module in stays.items():
                 blocks[block] = module
             modules = {block: blocks[block] for block in span}
             for end in wanted:
                 if end not in ends:
                     end_model = end_skeleton(config, end, beside=ends.values())
-                    report += read(end_model)
+                    step = (1 - share) / num_new_ends
+                    report += read(end_model, begin=share, end=share + step)
+                    share += step
                     ends[end] = Ends(end_model)
             runner = Runner(skeleton, span, self.cache, ends=Ends.joined(ends.values()))
             runner.warm_up()
             return Held(span, runner, modules, ends), report
 
-        return await in_background(load)
+        self.loaded_share = 0.0 if new_bytes else None
+        try:
+            return await in_background(load)
+        finally:
+            self.loaded_share = None
 
     def _use(self, held: Held | None, *, left_bytes: int) -> None:
         """Run these blocks from the next iteration on, and drop the others; `left_bytes` are for cache."""

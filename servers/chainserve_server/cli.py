@@ -193,6 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--metrics-host", default="127.0.0.1", metavar="ADDRESS", help="and this address (127.0.0.1: this machine only)"
     )
     parser.add_argument("--identity", type=Path, metavar="FILE", help="this peer's key (kept for this user)")
+    parser.add_argument("--name", help="what people see this server called on the swarm's health page")
     parser.add_argument(
         "--token-days", type=float, default=30, metavar="DAYS", help="the token printed is good for so long (30)"
     )
@@ -242,6 +243,7 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
         identity=options.identity,
         token_days=options.token_days,
         lease_s=options.lease,
+        name=options.name,
     )
 
 

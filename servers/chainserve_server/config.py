@@ -8,6 +8,7 @@ from typing import Literal
 from chainserve.errors import AddressError, DeviceError, UsageError
 from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve.swarm.records import MAX_LEASE_S
+from chainserve.swarm.reports import check_name
 from chainserve.swarm.token import check_swarm_name
 from chainserve.types import Span
 
@@ -67,6 +68,7 @@ class ServerConfig:
     drain_s: float = 2.5  # for sessions to finish when we leave
     move_grace_s: float = 10.0  # and when we move to other blocks
     lease_s: float = 30.0  # how long our record counts
+    name: str | None = None  # what people call this server
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65535:
@@ -84,6 +86,11 @@ class ServerConfig:
             raise AddressError(f"not a port: --metrics-port {self.metrics_port} (want 1 to 65535, or 0 for a free one)")
         if not 1 <= self.lease_s <= MAX_LEASE_S:
             raise UsageError(f"a record cannot count for {self.lease_s:g} s: give 1 to {MAX_LEASE_S:g} with --lease")
+        if self.name is not None:
+            try:
+                check_name("name", self.name)
+            except ValueError as error:
+                raise UsageError(f"--name: {error}") from None
         if not self.token_days > 0:
             raise UsageError(f"a token cannot be good for {self.token_days:g} days: give more with --token-days")
         if self.join is None:

@@ -1,4 +1,4 @@
-"""What a server sees of its own work: requests that come to it, and steps that take longer than was predicted."""
+"""What a server sees of its own work: requests, tokens, and steps that take longer than was predicted."""
 
 import statistics
 from collections import deque
@@ -11,6 +11,8 @@ from chainserve_server.work import Forward
 WINDOW_S = 600.0
 LEAST_WINDOW_S = 60.0
 """Requests of a shorter time say nothing about a rate."""
+
+RATE_WINDOW_S = 10.0
 
 NUM_STEPS = 64
 """Steps of each kind that are remembered."""
@@ -52,6 +54,29 @@ class DemandWindow:
             input_tokens=statistics.fmean(num_in for _, num_in, _ in self._served),
             output_tokens=statistics.fmean(num_out for *_, num_out in self._served),
         )
+
+
+class TokenRate:
+    """Tokens of answers that came through this server's blocks in the last seconds."""
+
+    def __init__(self, *, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._came: deque[tuple[float, int]] = deque()
+
+    def came(self, num_tokens: int) -> None:
+        """Some have come."""
+        self._came.append((self._clock(), num_tokens))
+        self._forget()
+
+    @property
+    def per_s(self) -> float:
+        self._forget()
+        return sum(num_tokens for _, num_tokens in self._came) / RATE_WINDOW_S
+
+    def _forget(self) -> None:
+        begin_s = self._clock() - RATE_WINDOW_S
+        while self._came and self._came[0][0] < begin_s:
+            self._came.popleft()
 
 
 class StepChecks:

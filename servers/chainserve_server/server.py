@@ -15,6 +15,7 @@ import torch
 from chainserve import __version__
 from chainserve.errors import SwarmError, describe_blocks
 from chainserve.models.cache import KVCache
+from chainserve.models.profiles import device_name
 from chainserve.models.wire import Int8Wire, to_wire
 from chainserve.planning import chunks
 from chainserve.protocol.messages import DTYPES, FailureCode, Message
@@ -28,6 +29,7 @@ from chainserve.swarm.offers import Offer
 from chainserve.swarm.planner import Job, Planner
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import Announcement, direct_addresses, precision
+from chainserve.swarm.reports import Report, fit_name
 from chainserve.swarm.token import JoinToken, swarm_secret
 from chainserve.transport.calling_back import call_back
 from chainserve.transport.direct import DirectTransport
@@ -38,13 +40,13 @@ from chainserve.transport.links import Links
 from chainserve.transport.outbox import Outbox
 from chainserve.transport.relayed import RelayedTransport
 from chainserve.types import PeerId, Span
-from chainserve_server.admission import head_chains
+from chainserve_server.admission import chain_uses, head_chains
 from chainserve_server.blocks import Blocks
 from chainserve_server.config import LOOPBACK, ServerConfig
 from chainserve_server.engine import Engine
 from chainserve_server.handouts import Handouts
 from chainserve_server.metrics import ForwardCounts, server_families
-from chainserve_server.observation import DemandWindow, StepChecks
+from chainserve_server.observation import DemandWindow, StepChecks, TokenRate
 from chainserve_server.prepare import Prepared
 from chainserve_server.sampling import LinkSampler
 from chainserve_server.sessions import Sessions
@@ -57,6 +59,10 @@ Say = Callable[[str], None]
 TICK_S = 0.2
 WITHDRAW_S = 1.0
 FLUSH_S = 0.3
+NEWS_SHARE = 0.5
+"""By which share the rate of tokens has to change before that is announced by itself."""
+LOADED_NEWS = 0.05
+"""And how much more has to be loaded."""
 
 
 async def serve(
@@ -138,6 +144,9 @@ class Server:
         self._demand = DemandWindow(clock=time.monotonic)
         self._checks = StepChecks(prepared.profile.times)
         self.forwards = ForwardCounts()
+        self._tokens = TokenRate(clock=time.monotonic)
+        self._device = fit_name(device_name(prepared.device))
+        self._told = (0.0, 0.0)  # tokens per second and share loaded, as they were announced last
         direct = DirectTransport(credentials, host=config.host, port=config.port, advertised_host=config.public_host)
         self.links = Links(
             swarm.peer_id,
@@ -170,6 +179,7 @@ class Server:
             on_change=self._sessions_changed,
             on_request=self._demand.arrived,
             on_served=self._demand.served,
+            on_tokens=self._tokens.came,
         )
         self.blocks = Blocks(
             prepared,
@@ -280,13 +290,35 @@ class Server:
                 reach=self.sampler.reach,
                 demand=self._demand.seen(),
             ),
+            report=self._report(),
         )
+
+    def _report(self) -> Report:
+        """What people may want to know of us."""
+        plan = self.member.plan
+        self._told = self._tokens.per_s, self.blocks.loaded_share or 0.0
+        return Report(
+            device=self._device,
+            name=self._config.name,
+            tokens_per_s=self._tokens.per_s,
+            loaded_share=self.blocks.loaded_share,
+            chains=chain_uses(plan, self.sessions.places) if plan is not None else (),
+        )
+
+    def _tell_progress(self) -> None:
+        """Announce soon what people watch: loading goes on, answers come faster or have ended."""
+        tokens_per_s, loaded_share = self._told
+        is_slower = self._tokens.per_s < (1 - NEWS_SHARE) * tokens_per_s
+        is_faster = self._tokens.per_s > (1 + NEWS_SHARE) * tokens_per_s
+        if is_slower or is_faster or (self.blocks.loaded_share or 0.0) > loaded_share + LOADED_NEWS:
+            self.member.changed()
 
     async def tick(self) -> None:
         """Let time pass for places and sessions, until cancelled."""
         while True:
             await asyncio.sleep(TICK_S)
             self.sessions.tick()
+            self._tell_progress()
 
     async def withdraw(self) -> None:
         """Take our record out of everybody's view, at once."""

@@ -66,6 +66,7 @@ class Sessions:
         on_change: Callable[[], None] = lambda: None,  # there are more or fewer sessions
         on_request: Callable[[], None] = lambda: None,  # one of them has its head here
         on_served: Callable[[int, int], None] = lambda _in, _out: None,  # it gave so many tokens, for so many
+        on_tokens: Callable[[int], None] = lambda _num: None,  # so many of an answer have come through here
         max_step_tokens: int = MAX_BATCH_TOKENS,  # the engine runs one step whole, however long: memory for it is kept
         vocab_size: int = 2**24,
         extra_s: ExtraSeconds = lambda _num: 0.0,  # by how many seconds so many drafts make a step longer
@@ -103,6 +104,7 @@ class Sessions:
             fail=self.fail,
             stray=self._stray,
             on_kept=self._let_in,
+            on_tokens=on_tokens,
             counts=self.counts,
             clock=clock,
         )

@@ -49,6 +49,7 @@ class ServerSession:
     num_done: int = 0  # steps whose outputs have gone on
     num_in: int = 0  # tokens of the first lane before its first output; counted at the head
     num_out: int = 0
+    certain: int | None = None  # the last position of the first lane that is known to stay; None: in the prompt
     num_hops: int = 1
     tokens: HeadTokens | None = None  # at the head, in token mode
     sampler: TokenSampler | None = None  # at the tail, in token mode
@@ -82,6 +83,7 @@ class Steps:
         fail: Fail,
         stray: Callable[[PeerId, Message], None],
         on_kept: Callable[[SessionId], None],
+        on_tokens: Callable[[int], None],
         counts: Counter[str],
         clock: Callable[[], float],
     ) -> None:
@@ -95,6 +97,7 @@ class Steps:
         self._fail = fail
         self._stray = stray
         self._on_kept = on_kept
+        self._on_tokens = on_tokens
         self._counts = counts
         self._clock = clock
 
@@ -187,6 +190,8 @@ class Steps:
 
     def _run(self, session: ServerSession, step: Step, hidden: WireTensor | None) -> None:
         """Queue a step, behind keeping the pages that are certain with it."""
+        if step.lane == 0 and step.num_outputs:
+            self._count_answer(session, step)
         if session.pages is not None and (pages := session.pages.take(step)):
             self._engine.add(Keeping(step.session, pages))
         work = Work(
@@ -200,6 +205,14 @@ class Steps:
             num_hops=session.num_hops,
         )
         self._engine.add(work)
+
+    def _count_answer(self, session: ServerSession, step: Step) -> None:
+        """What of the answer has become certain: each step begins where the last token that is right stands."""
+        if session.certain is None:
+            session.certain = step.start + step.num_tokens - 1
+        elif step.start > session.certain:
+            self._on_tokens(step.start - session.certain)
+            session.certain = step.start
 
     def _is_next(self, session: ServerSession, message: Step | Reorder) -> bool:
         """Whether this one is due: what comes twice or late changes nothing, a gap ends the session."""

@@ -15,6 +15,8 @@ from chainserve_client.client import AsyncClient
 from chainserve_client.gateway.app import Gateway
 from chainserve_client.gateway.command import listening
 from chainserve_client.gateway.models import Models
+from chainserve_client.health.page import HealthPage
+from chainserve_client.health.watch import Watch, watching
 from chainserve_client.text_model import TextModel
 
 ALPHABET = ascii_letters[:VOCAB]
@@ -51,6 +53,18 @@ async def gateway_over(
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(url, connector=connector) as http:
             yield http
+
+
+@asynccontextmanager
+async def page_over(swarm: MemorySwarmOfServers, **options: Any) -> AsyncIterator[tuple[aiohttp.ClientSession, Watch]]:
+    """An HTTP client whose paths are the gateway's, which has the page; `options` are those of `Gateway`."""
+    network = await swarm.client()
+    await network.swarm.refresh()
+    client = AsyncClient(network, MODEL, text_model(end_tokens=(), max_position=MAX_POSITION))
+    async with watching(network, swarm="home") as watch:
+        gateway = Gateway(Models(network, client), page=HealthPage(watch), **options)
+        async with listening(gateway, host="127.0.0.1", port=0) as url, aiohttp.ClientSession(url) as http:
+            yield http, watch
 
 
 def asking(**fields: Any) -> dict[str, Any]:

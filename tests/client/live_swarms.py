@@ -18,6 +18,7 @@ NOW = 1_800_000_000.0
 NUM_BLOCKS = 8
 BLOCK_BYTES = 1_000_000_000
 TOKEN_BYTES = 10_000
+SEARCH_EFFORT = 500
 
 
 def peer(name: str) -> PeerId:
@@ -46,6 +47,7 @@ def server(
 ) -> Announcement:
     """A server that takes part in plans; `more` is what else it announces, or offers: `reach`, `decode`, `demand`..."""
     offered = {key: more.pop(key) for key in ("reach", "prefill", "decode", "demand") if key in more}
+    more = {"report": None} | more
     offer = Offer(memory_bytes=round(memory_gb * 1e9), profile=profile(speed=speed), **offered)
     weight_bytes = len(span or ()) * BLOCK_BYTES
     usual: dict[str, Any] = {
@@ -74,12 +76,13 @@ def plan_of(*servers: Announcement, **changes: Any) -> SwarmPlan:
     planner = Planner(
         min(view.servers),
         model_digest=MODEL_DIGEST,
-        model=ModelFacts(num_blocks=NUM_BLOCKS, longest_tokens=8192, wire_bytes=8192),
+        model=ModelFacts(num_blocks=servers[0].num_blocks, longest_tokens=8192, wire_bytes=8192),
     )
     job = None
     for now_s in (0.0, 60.0):  # a change is planned for when nothing has changed for a while
         job = planner.consider(view, None, now_s=now_s) or job
     assert job is not None
+    job = replace(job, inputs=replace(job.inputs, search_effort=SEARCH_EFFORT))
     return replace(job.carry_out(), **changes)
 
 

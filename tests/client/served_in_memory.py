@@ -179,6 +179,7 @@ class MemoryServer:
         self.links = links_of(self.peer, wires, self._handle, self._lost)
         self.outbox = Outbox(self.links, on_lost=self._lost)
         self.received: list[Message] = []
+        self.num_tokens = 0  # of answers that came through
         self.sessions = Sessions(
             self.peer,
             model=MODEL_DIGEST,
@@ -186,6 +187,7 @@ class MemoryServer:
             vocab_size=VOCAB,
             engine=self.engine,
             post=self.outbox.post,
+            on_tokens=self._count,
             places=Places(self.peer),
         )
         self.sessions.span = span
@@ -195,6 +197,9 @@ class MemoryServer:
     def _handle(self, sender: PeerId, message: Message) -> None:
         self.received.append(message)
         self.sessions.handle(sender, message)
+
+    def _count(self, num_tokens: int) -> None:
+        self.num_tokens += num_tokens
 
     def _lost(self, other: PeerId, reason: str) -> None:
         self.outbox.forget(other)

@@ -24,6 +24,8 @@ LIGHT = (
     "chainserve_client.gateway.app",
     "chainserve_client.gateway.command",
     "chainserve_client.gateway.metrics",
+    "chainserve_client.health.page",
+    "chainserve_client.health.watch",
     "chainserve_client.lifeline",
     "chainserve_client.token_command",
     "chainserve_client.token_session",

@@ -119,6 +119,16 @@ async def test_a_prompt_flows_through_the_chain_chunk_by_chunk() -> None:
             assert [step.num_outputs for step in steps] == [0, 0, 1]
 
 
+@pytest.mark.parametrize("max_drafts", [0, 6])
+async def test_each_server_counts_the_tokens_of_an_answer_that_came_through_it(max_drafts: int) -> None:
+    sampling = replace(GREEDY, max_drafts=max_drafts, logit_bias=((9, 1e4),))
+    async with served(THREE) as swarm:
+        assert await answer(await session_of(await swarm.client(), sampling=sampling)) == [9] * 20
+        counts = {made.num_tokens for made in swarm.servers.values()}
+    [num_tokens] = counts  # the last token goes nowhere, and drafts that were right at the end are not told
+    assert 19 - max_drafts <= num_tokens <= 19
+
+
 async def test_text_that_repeats_itself_takes_fewer_steps_with_drafts() -> None:
     prompt = [1, 2, 3, 4, 5] * 4
     steps = []

@@ -46,6 +46,15 @@ def test_reads_little_more_than_the_blocks_asked_for(tmp_path: Path) -> None:
     assert report.bytes_downloaded == 0
 
 
+def test_tells_which_share_has_been_read(tmp_path: Path) -> None:
+    source, shares = open_folder(save(tiny_llama(), tmp_path)), list[float]()
+    skeleton = build_skeleton(source.config, Span(0, 2))
+    load_weights(skeleton, source, dtype=torch.float32, device=CPU, progress=False, on_share=shares.append)
+    assert len(shares) > 5
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
 def test_counts_headers_once(tmp_path: Path) -> None:
     source = open_folder(save(tiny_llama(), tmp_path))
     load(source, Span(0, 1))

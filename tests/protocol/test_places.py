@@ -87,6 +87,24 @@ def test_a_free_place_is_given_at_once_with_a_lease() -> None:
     assert (places.num_held, places.num_waiting, places.used_tokens(PAIR), places.used_tokens(ALONE)) == (1, 0, 15, 0)
 
 
+def test_what_one_more_request_would_wait_is_what_it_is_told_when_it_comes() -> None:
+    places = full(waiting=["b1"])
+    [use] = places.uses()
+    assert (use.hops, use.num_held, use.used_share, use.num_waiting) == (PAIR, 2, 1.0, 1)
+    [(_, told)] = places.admit(CEM, Admit(id_of("c"), PAIR, 1, 10), now_s=0.0)
+    assert isinstance(told, Queued)
+    assert use.wait_s == told.wait_ms / 1000 == 10.0
+
+
+def test_nobody_waits_while_there_is_room_for_a_request_like_the_others() -> None:
+    places = places_on(chain())
+    assert places.uses()[0].wait_s == 0
+    take(places, ANN, "a")
+    assert places.uses()[0].wait_s == 0
+    take(places, ANN, "b")
+    assert places.uses()[0].wait_s == 5.0
+
+
 def test_who_comes_first_is_served_first() -> None:
     places = full(waiting=["b1", "b2"])
     assert ask(places, CEM, "c") == [("cem", "c", "queued 2")]

@@ -57,9 +57,11 @@ async def test_the_first_blocks_are_loaded_and_then_served(make_server: MakeServ
     moving = asyncio.create_task(server.hold(Span(0, 3)))
     await until(lambda: server.is_loading)
     assert server.refusal(Span(0, 3)) is FailureCode.NOT_SERVING
+    assert server.blocks.loaded_share is not None
     assert server.said == [(LOADING, Span(0, 3))]
     server.gate.set()
     report = await moving
+    assert server.blocks.loaded_share is None
     num_bytes = 3 * BLOCK_BYTES + EMBEDDING_BYTES
     assert (report.bytes_read, server.blocks.weight_bytes) == (num_bytes, num_bytes)
     assert server.engine.cache.free_tokens == (60 + 9) // 3  # the head, which is not here, would take 9 tokens' cache

@@ -6,9 +6,10 @@ from typing import Any, cast
 import pytest
 
 from chainserve.planning.values import PlannedChain
+from chainserve.protocol.places import Places
 from chainserve.swarm.inputs import DEFAULT_DEMAND
-from chainserve.types import Chain, Hop, PeerId, Span
-from chainserve_server.admission import head_chains
+from chainserve.types import Chain, Hop, PeerId, SessionId, Span
+from chainserve_server.admission import chain_uses, head_chains
 
 A, B = PeerId("a"), PeerId("b")
 
@@ -32,6 +33,22 @@ def test_each_head_knows_its_own_chains_with_room_in_tokens() -> None:
     assert (chain.hops, chain.capacity_tokens) == (hops(B, A).hops, 6144)
     assert head_chains(plan(FAST, SLOW), PeerId("c")) == []
     assert head_chains(plan(), A) == []
+
+
+def test_a_head_tells_how_its_chains_are_used_by_their_place_in_the_plan() -> None:
+    made, client = plan(FAST, SLOW), PeerId("client")
+    places = Places(B)
+    places.follow(1, head_chains(made, B), now_s=0.0)
+    [use] = chain_uses(made, places)
+    assert (use.chain, use.num_held, use.num_waiting, use.wait_s, use.service_s) == (1, 0, 0, 0.0, None)
+    session = SessionId(b"0123456789abcdef")
+    assert places.open(client, session, hops(B, A).hops, 3072, now_s=0.0) is None
+    [use] = chain_uses(made, places)
+    assert (use.num_held, use.used_share) == (1, 0.5)
+    places.end(client, session, now_s=10.0)
+    [use] = chain_uses(made, places)
+    assert (use.num_held, use.service_s) == (0, pytest.approx(34.0))  # a fifth of the way from 40 s to 10 s
+    assert chain_uses(plan(FAST), places) == ()  # of a plan that is not followed here yet
 
 
 def test_a_slow_chain_is_patient_and_the_fastest_is_not() -> None:

@@ -12,9 +12,11 @@ from chainserve_server.observation import (
     LEAST_STEPS,
     LEAST_WINDOW_S,
     NUM_STEPS,
+    RATE_WINDOW_S,
     WINDOW_S,
     DemandWindow,
     StepChecks,
+    TokenRate,
 )
 from chainserve_server.work import Forward
 
@@ -175,3 +177,17 @@ def test_steps_that_are_predicted_to_take_no_time_are_passed_over() -> None:
     observe(checks, *[Forward(BLOCKS, 1, 0, 0.012)] * LEAST_STEPS)
     assert checks.decode is not None
     assert checks.decode.ratio == pytest.approx(2.0)
+
+
+def test_the_rate_of_tokens_is_that_of_the_last_seconds() -> None:
+    clock = Clock()
+    rate = TokenRate(clock=clock)
+    assert rate.per_s == 0
+    rate.came(30)
+    clock.now_s += RATE_WINDOW_S / 2
+    rate.came(20)
+    assert rate.per_s == 50 / RATE_WINDOW_S
+    clock.now_s += RATE_WINDOW_S * 0.75
+    assert rate.per_s == 20 / RATE_WINDOW_S
+    clock.now_s += RATE_WINDOW_S
+    assert rate.per_s == 0

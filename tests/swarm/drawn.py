@@ -26,6 +26,7 @@ from chainserve.swarm.offers import (
 )
 from chainserve.swarm.plans import PlanInputs, PlannedServer, Shortage, SwarmPlan, Way
 from chainserve.swarm.records import MAX_EPOCH, Announcement, ServerState
+from chainserve.swarm.reports import ChainUse, Report
 from chainserve.types import PeerId, Span
 
 texts = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=64)
@@ -84,6 +85,28 @@ def offers(peers: st.SearchStrategy[PeerId] = peer_ids) -> st.SearchStrategy[Off
     )
 
 
+shares = st.floats(0, 1)
+reports = st.builds(
+    Report,
+    device=texts,
+    name=st.none() | texts,
+    tokens_per_s=st.floats(0, 1e6),
+    loaded_share=st.none() | shares,
+    chains=st.lists(
+        st.builds(
+            ChainUse,
+            chain=st.integers(0, 1000),
+            num_held=st.integers(0, 1000),
+            used_share=shares,
+            num_waiting=st.integers(0, 1000),
+            wait_s=st.floats(0, 1e6),
+            service_s=st.none() | st.floats(0, 1e6),
+        ),
+        max_size=4,
+    ).map(tuple),
+)
+
+
 @st.composite
 def announcements(draw: st.DrawFn, peer: PeerId, *, others: st.SearchStrategy[PeerId] = peer_ids) -> Announcement:
     num_blocks = draw(st.integers(1, 200))
@@ -109,6 +132,7 @@ def announcements(draw: st.DrawFn, peer: PeerId, *, others: st.SearchStrategy[Pe
         epoch=draw(st.integers(0, MAX_EPOCH)),
         quant=draw(st.none() | texts),
         offer=draw(st.none() | offers(others)),
+        report=draw(st.none() | reports),
     )
 
 

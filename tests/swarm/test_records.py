@@ -19,6 +19,7 @@ from chainserve.swarm import records
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.offers import Demand, Offer, Reach, StepCheck
 from chainserve.swarm.records import SCHEMA, Announcement, ServerState, open_record, seal, unseal
+from chainserve.swarm.reports import ChainUse, Report, fit_name
 from chainserve.types import PeerId, Span
 
 IDENTITY = Identity.generate()
@@ -46,6 +47,13 @@ OFFER = Offer(
     reach={PeerId("near"): Reach(round_trip_s=0.01, bytes_per_s=1e8), PeerId("far"): Reach(round_trip_s=0.2)},
     demand=Demand(num_requests=7, window_s=60.0, input_tokens=100.0, output_tokens=20.0),
 )
+REPORT = Report(
+    device="NVIDIA GeForce RTX 4090",
+    name="alice",
+    tokens_per_s=12.5,
+    loaded_share=0.4,
+    chains=(ChainUse(chain=0, num_held=2, used_share=0.5, num_waiting=1, wait_s=3.0, service_s=None),),
+)
 ANNOUNCED = Announcement(
     peer=IDENTITY.peer_id,
     state=ServerState.ONLINE,
@@ -62,6 +70,7 @@ ANNOUNCED = Announcement(
     weight_bytes=4000,
     epoch=3,
     offer=OFFER,
+    report=REPORT,
 )
 SEALED = seal(ANNOUNCED, IDENTITY, SECRET, expires_at=EXPIRY)
 FIELDS = msgpack.unpackb(unseal(SEALED, SECRET).payload)
@@ -285,15 +294,54 @@ def test_times_of_nonsense_are_refused(change: dict[str, Any], fact: str) -> Non
         open_record(_sealed_fields({"offer": offer}), SECRET, now=NOW)
 
 
-def test_every_field_is_needed_but_for_the_offer() -> None:
-    for name in FIELDS.keys() - {"span", "quant", "offer"}:
+USE = [0, 2, 0.5, 1, 3.0, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"device": "\x1b[2J"}, "not 1 to 64 printable"),
+        ({"device": 7}, "int where text belongs"),
+        ({"name": ""}, "not 1 to 64 printable"),
+        ({"name": "a" * 65}, "not 1 to 64 printable"),
+        ({"tokens_per_s": -1.0}, "-1.0 tokens per second"),
+        ({"tokens_per_s": float("nan")}, "nan tokens per second"),
+        ({"tokens_per_s": True}, "bool where a number belongs"),
+        ({"loaded_share": 1.5}, "1.5 of the weights"),
+        ({"chains": [USE] * 49}, "49 chains, at most 48"),
+        ({"chains": [USE[:5]]}, "not a report"),
+        ({"chains": [[-1, *USE[1:]]]}, "chain is -1"),
+        ({"chains": [[*USE[:2], 1.1, *USE[3:]]]}, "1.1 of the room"),
+        ({"chains": [[*USE[:4], float("inf"), None]]}, "inf s"),
+        ({"chains": [[*USE[:5], -0.5]]}, "-0.5 s"),
+        ({"chains": 3}, "not a report"),
+    ],
+)
+def test_reports_of_nonsense_are_refused(change: dict[str, Any], fact: str) -> None:
+    with pytest.raises(RecordError, match=fact):
+        open_record(_sealed_fields({"report": FIELDS["report"] | change}), SECRET, now=NOW)
+
+
+@pytest.mark.parametrize(("device", "told"), [("RTX\x00 4090 ", "RTX 4090"), ("x" * 90, "x" * 64), ("\n", "unknown")])
+def test_a_device_is_told_as_far_as_it_can_be(device: str, told: str) -> None:
+    assert Report(device=fit_name(device)).device == told
+
+
+def test_every_field_is_needed_but_for_the_offer_and_the_report() -> None:
+    for name in FIELDS.keys() - {"span", "quant", "offer", "report"}:
         with pytest.raises(RecordError, match=name):
             open_record(_sealed_fields({name: None}), SECRET, now=NOW)
-    for name in FIELDS.keys() - {"offer"}:
+    for name in FIELDS.keys() - {"offer", "report"}:
         without = {key: value for key, value in FIELDS.items() if key != name}
         with pytest.raises(RecordError, match=name):
             open_record(_seal_payload(msgpack.packb(without)), SECRET, now=NOW)
     assert open_record(_sealed_fields({"offer": None}), SECRET, now=NOW).offer is None
+    earlier = {key: value for key, value in FIELDS.items() if key != "report"}
+    assert open_record(_seal_payload(msgpack.packb(earlier)), SECRET, now=NOW).report is None
+    for name in FIELDS["report"]:
+        report = {key: value for key, value in FIELDS["report"].items() if key != name}
+        with pytest.raises(RecordError, match=name):
+            open_record(_sealed_fields({"report": report}), SECRET, now=NOW)
     for name in FIELDS["offer"]:
         offer = {key: value for key, value in FIELDS["offer"].items() if key != name}
         with pytest.raises(RecordError, match=name):

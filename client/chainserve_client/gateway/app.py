@@ -24,6 +24,7 @@ from chainserve_client.gateway.keys import Keys
 from chainserve_client.gateway.metrics import GatewayMetrics
 from chainserve_client.gateway.models import Models
 from chainserve_client.gateway.openapi import description
+from chainserve_client.health.page import API, HealthPage
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,12 @@ class Gateway:
         cors_origins: Sequence[str] = (),
         max_wait_s: float | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
+        page: HealthPage | None = None,
     ) -> None:
-        """Without `keys` everybody may use it. A request waits for a place for `max_wait_s` at most."""
+        """Without `keys` everybody may use it. A request waits for a place for `max_wait_s` at most.
+
+        A `page` shows the swarm at `/`.
+        """
         self._models = models
         self._keys = keys
         self._cors_origins = cors_origins
@@ -71,6 +76,8 @@ class Gateway:
                 web.get("/readyz", self._readiness),
             ]
         )
+        if page is not None:
+            page.add_to(self.app)
 
     def _answer(self, form: Form) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -137,6 +144,8 @@ class Gateway:
 
     @web.middleware
     async def _with_key(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._keys is not None and request.path.startswith(API):
+            self._keys.check(request.headers.get("Authorization"))
         if self._keys is None or not request.path.startswith(("/v1/", METRICS_PATH)):
             return await handler(request)
         with self._keys.admit(request.headers.get("Authorization")):
@@ -150,6 +159,8 @@ class Gateway:
             response.headers["Vary"] = "Origin"
 
     def _allowed_origin(self, request: web.Request) -> str | None:
+        if request.path.startswith(API):  # the swarm's inside is for its own page
+            return None
         origin = request.headers.get("Origin")
         return origin if origin is not None and {origin, "*"} & set(self._cors_origins) else None
 

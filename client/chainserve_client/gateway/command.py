@@ -2,6 +2,7 @@
 
 import argparse
 import ipaddress
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,10 +21,17 @@ LEAVE_S = 2.0
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands and their options."""
-    gateway = commands.add_parser("gateway", help="serve an OpenAI-compatible API")
+    _add_options(commands.add_parser("gateway", help="serve an OpenAI-compatible API, and the health page"), port=8000)
+    _add_options(commands.add_parser("health", help="serve the swarm's health page, which can chat, too"), port=8080)
+    key = commands.add_parser("api-key", help="make a key for the gateway")
+    key.add_argument("--json", action="store_true", help="print key and table as JSON")
+    key.add_argument("name", metavar="NAME", type=_key_name, help="whose key it is")
+
+
+def _add_options(gateway: argparse.ArgumentParser, *, port: int) -> None:
     gateway.add_argument("token", metavar="TOKEN", help=TOKEN_HELP)
     gateway.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
-    gateway.add_argument("--port", type=int, default=8000, help="0 takes any that is free (8000)")
+    gateway.add_argument("--port", type=int, default=port, help=f"0 takes any that is free ({port})")
     gateway.add_argument("--api-keys", type=Path, metavar="FILE", help="TOML file with a table per key; see api-key")
     gateway.add_argument("--no-auth", action="store_true", help="let everybody in who reaches --host")
     gateway.add_argument(
@@ -37,9 +45,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help=f"answer 429 if a place would have to be waited for longer ({MAX_WAIT_S:.0f})",
     )
     gateway.add_argument("--json", action="store_true", help="say where it serves as JSON")
-    key = commands.add_parser("api-key", help="make a key for the gateway")
-    key.add_argument("--json", action="store_true", help="print key and table as JSON")
-    key.add_argument("name", metavar="NAME", type=_key_name, help="whose key it is")
 
 
 def _key_name(text: str) -> str:
@@ -69,17 +74,28 @@ def _is_loopback(host: str) -> bool:
 @asynccontextmanager
 async def serving(options: argparse.Namespace) -> AsyncIterator[str]:
     """Join the swarm and serve; gives the address to ask at."""
+    from chainserve.swarm.token import JoinToken
     from chainserve_client.gateway.app import Gateway
     from chainserve_client.gateway.keys import Keys, read_keys
     from chainserve_client.gateway.models import Models
+    from chainserve_client.health.page import HealthPage
+    from chainserve_client.health.watch import watching
     from chainserve_client.join import join
 
+    name = JoinToken.decode(options.token, now=time.time()).swarm
     keys = None if options.api_keys is None else Keys(read_keys(options.api_keys))
     network = await join(options.token)
     try:
-        gateway = Gateway(Models(network), keys=keys, cors_origins=options.cors_origin, max_wait_s=options.max_wait)
-        async with listening(gateway, host=options.host, port=options.port) as url:
-            yield url
+        async with watching(network, swarm=name) as watch:
+            gateway = Gateway(
+                Models(network),
+                keys=keys,
+                cors_origins=options.cors_origin,
+                max_wait_s=options.max_wait,
+                page=HealthPage(watch),
+            )
+            async with listening(gateway, host=options.host, port=options.port) as url:
+                yield url
     finally:
         await network.close()
 

@@ -76,6 +76,15 @@ class Keys:
     @contextmanager
     def admit(self, authorization: str | None) -> Iterator[str]:
         """Let one request of this header's key through, whose name is given; ApiError if it may not pass."""
+        found = self._known(authorization)
+        with found.request():
+            yield found.key.name
+
+    def check(self, authorization: str | None) -> None:
+        """ApiError unless this header's key is known. It counts as no request."""
+        self._known(authorization)
+
+    def _known(self, authorization: str | None) -> "_Use":
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise _unauthorized("no API key was given: send it as 'Authorization: Bearer KEY'")
@@ -85,8 +94,7 @@ class Keys:
                 found = use
         if found is None:
             raise _unauthorized("the API key is not known here")
-        with found.request():
-            yield found.key.name
+        return found
 
 
 class _Use:
