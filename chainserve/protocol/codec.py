@@ -60,7 +60,7 @@ from chainserve.protocol.messages import (
 from chainserve.protocol.sampling import MAX_BIASED
 from chainserve.types import Hop, PeerId
 
-VERSION = 3
+VERSION = 4
 DETAIL_CHARS = 1000
 """What went wrong is cut to this length: a long description must not keep a failure from arriving."""
 

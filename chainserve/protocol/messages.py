@@ -203,6 +203,8 @@ class FailureCode(StrEnum):
     STALLED = "stalled"  # a step takes far longer than was predicted
     ABANDONED = "abandoned"  # the client did not go on
     NO_PLACE = "no-place"  # opened without having been admitted, or too late
+    BAD_GRAMMAR = "bad-grammar"  # no server could follow it: there is no use in asking another
+    NO_GRAMMARS = "no-grammars"  # the tail lacks what it takes to follow one
 
 
 @dataclass(frozen=True, slots=True)

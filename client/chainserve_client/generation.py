@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from chainserve.errors import RequestLostError, SessionLostError
-from chainserve.protocol.messages import Logprobs
+from chainserve.errors import GrammarError, RequestLostError, SessionLostError
+from chainserve.protocol.messages import FailureCode, Logprobs
 from chainserve.types import Chain
 from chainserve_client.lifeline import Recovery
 from chainserve_client.parameters import Parameters
@@ -107,6 +107,8 @@ async def generate(
                 async with asyncio.timeout(max(0.0, started + parameters.timeout_s - time.monotonic())):
                     choice = await anext(choices)
             except SessionLostError as error:
+                if error.code == FailureCode.BAD_GRAMMAR:
+                    raise GrammarError(error.reason) from error
                 raise lost(error.peer, error.reason, pieces) from error
             except TimeoutError as error:
                 late = f"the request did not end within {parameters.timeout_s:g} s"

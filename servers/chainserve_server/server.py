@@ -12,6 +12,8 @@ from contextlib import AsyncExitStack, suppress
 from chainserve import __version__
 from chainserve.errors import SwarmError, describe_blocks
 from chainserve.models.cache import KVCache
+from chainserve.models.grammars import Grammars
+from chainserve.models.text import text_of
 from chainserve.models.wire import Int8Wire, to_wire
 from chainserve.planning import chunks
 from chainserve.protocol.messages import DTYPES, FailureCode, Message
@@ -36,6 +38,7 @@ from chainserve_server.admission import head_chains
 from chainserve_server.blocks import Blocks
 from chainserve_server.config import ServerConfig
 from chainserve_server.engine import Engine
+from chainserve_server.grammars import GrammarQueue
 from chainserve_server.handouts import Handouts
 from chainserve_server.observation import DemandWindow, StepChecks
 from chainserve_server.prepare import Prepared
@@ -144,6 +147,7 @@ class Server:
             on_change=self._sessions_changed,
             on_request=self._demand.arrived,
             on_served=self._demand.served,
+            compile_grammar=GrammarQueue(Grammars(lambda: text_of(prepared.source))).compile,
         )
         self.blocks = Blocks(
             prepared,

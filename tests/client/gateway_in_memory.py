@@ -3,37 +3,18 @@
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from string import ascii_letters
 from typing import Any
 
 import aiohttp
-from served_in_memory import MODEL, VOCAB, MemorySwarmOfServers
-from tokenizers import Tokenizer, decoders, models
+from served_in_memory import MODEL, TEMPLATE, MemorySwarmOfServers, text_bundle
 
-from chainserve.protocol.text import TextBundle
 from chainserve_client.client import AsyncClient
 from chainserve_client.gateway.app import Gateway
 from chainserve_client.gateway.command import listening
 from chainserve_client.gateway.models import Models
 from chainserve_client.text_model import TextModel
 
-ALPHABET = ascii_letters[:VOCAB]
 MAX_POSITION = 500
-TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
-
-
-def text_model(*, end_tokens: tuple[int, ...], max_position: int) -> TextModel:
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(ALPHABET)}, merges=[]))
-    tokenizer.decoder = decoders.ByteLevel()
-    bundle = TextBundle(
-        tokenizer=tokenizer.to_str(),
-        chat_template=TEMPLATE,
-        special_tokens={},
-        end_tokens=end_tokens,
-        vocab_size=VOCAB,
-        max_position=max_position,
-    )
-    return TextModel(MODEL.name, bundle)
 
 
 @asynccontextmanager
@@ -42,11 +23,13 @@ async def gateway_over(
     *,
     end_tokens: tuple[int, ...] = (),
     max_position: int = MAX_POSITION,
+    chat_template: str = TEMPLATE,
     **options: Any,
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """A session of an HTTP client whose paths are the gateway's; `options` are those of `Gateway`."""
     network = await swarm.client()
-    client = AsyncClient(network, MODEL, text_model(end_tokens=end_tokens, max_position=max_position))
+    bundle = text_bundle(end_tokens=end_tokens, max_position=max_position, chat_template=chat_template)
+    client = AsyncClient(network, MODEL, TextModel(MODEL.name, bundle))
     async with listening(Gateway(Models(network, client), **options), host="127.0.0.1", port=0) as url:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(url, connector=connector) as http:
