@@ -34,11 +34,13 @@ async def streams_of(client: AsyncClient, form: Form, asked: Asked, *, max_wait_
     streams = []
     for prompt in asked.prompts:
         ids = await asyncio.to_thread(form.encode, client, prompt)
+        grammar = form.grammar(client, prompt)
         for number in range(asked.num_choices):
             options = GenerationOptions(**asked.options)
             options["max_new_tokens"] = _max_tokens(asked, form, len(ids), client.text.max_position)
             options["seed"] = None if asked.seed is None else (asked.seed + number) % 2**63
             options["max_wait_s"] = max_wait_s
+            options["grammar"] = grammar
             streams.append(client.stream(ids, **options))
     return streams
 
