@@ -12,7 +12,7 @@ from chainserve.types import Chain
 from chainserve_client.lifeline import Recovery
 from chainserve_client.parameters import Parameters
 from chainserve_client.text import Decode, TextStream
-from chainserve_client.token_session import TokenSession
+from chainserve_client.token_session import HopTime, TokenSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ class Generation:
     """Of each new token, if they were asked for."""
     recoveries: tuple[Recovery, ...] = ()
     """Servers that were lost on the way, and what it took to go on without them."""
+    hop_times: tuple[HopTime, ...] = ()
+    """What it has taken of each server of its chain: of the last one, if it ran over several."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -136,6 +138,7 @@ async def generate(
         total_s=time.monotonic() - started,
         logprobs=tuple(piece.logprobs for piece in pieces if piece.logprobs is not None),
         recoveries=tuple(session.recoveries),
+        hop_times=session.hop_times,
     )
 
 

@@ -135,6 +135,7 @@ class Server:
             observe=self._checks.observe,
             chunk_tokens=self._chunk_tokens,
             pack=self._wire or to_wire,
+            on_spent=lambda session, waited_s, computed_s: self.sessions.spend(session, waited_s, computed_s),
         )
         self.sessions = Sessions(
             swarm.peer_id,

@@ -137,6 +137,10 @@ class Sessions:
         """Pass on what the engine has done."""
         self._steps.emit(receiver, message)
 
+    def spend(self, session_id: SessionId, waited_s: float, computed_s: float) -> None:
+        """Note what a session has taken of this server."""
+        self._steps.spend(session_id, waited_s, computed_s)
+
     def fail(self, session_id: SessionId, code: FailureCode, detail: str, *, peer: PeerId | None = None) -> None:
         """End a session and tell both neighbours; `peer` is who is at fault, if not we."""
         session = self._open.get(session_id)

@@ -196,6 +196,7 @@ class MemoryServer:
             emit=lambda to, message: self.sessions.emit(to, message),
             fail=lambda session, code, detail: self.sessions.fail(session, code, detail),
             chunk_tokens=lambda _work, _num_decoding: CHUNK_TOKENS,
+            on_spent=lambda session, waited_s, computed_s: self.sessions.spend(session, waited_s, computed_s),
         )
         self.links = links_of(self.peer, wires, self._handle, self._lost)
         self.outbox = Outbox(self.links, on_lost=self._lost)

@@ -34,6 +34,7 @@ from chainserve.protocol.messages import (
     Queued,
     Reorder,
     Sampled,
+    Spent,
     Stalled,
     Step,
     Topic,
@@ -60,14 +61,21 @@ SAMPLING = Sampling(
     grammar='start: "é"',
 )
 TOKEN_OPEN = replace(OPEN, num_lanes=1, sampling=SAMPLING, prefix=(bytes(16), bytes(range(16))), num_cached=16)
-CHOICE = Choice(SESSION, 9, (4, 5), is_last=True, logprobs=(Logprobs(-0.5, ((4, -0.5), (1, -2.0))), Logprobs(-1.0, ())))
+CHOICE = Choice(
+    SESSION,
+    9,
+    (4, 5),
+    is_last=True,
+    logprobs=(Logprobs(-0.5, ((4, -0.5), (1, -2.0))), Logprobs(-1.0, ())),
+    spent=(Spent(1, 2), Spent(0, 2**32 - 1)),
+)
 SAMPLED = Sampled((CHOICE, Choice(OTHER, 0, (1,), is_last=False)))
 PROMPT = Prompt(SESSION, (1, 2, 70_000))
 ADMIT = Admit(SESSION, HOPS, epoch=7, num_tokens=2048)
 ACTIVATIONS = Activations(
     (
         Step(SESSION, 0, start=5, num_tokens=2, num_outputs=1, sequence=3),
-        Step(OTHER, 1, start=0, num_tokens=1, num_outputs=0, ids=(7,)),
+        Step(OTHER, 1, start=0, num_tokens=1, num_outputs=0, ids=(7,), spent=(Spent(5, 6),)),
     ),
     WireTensor("bfloat16", (3, 4), bytes(range(24))),
 )

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from chainserve.errors import ChainserveError
 from chainserve_client.client import AsyncClient
-from chainserve_client.gateway.answers import DONE, Answer, event, route
+from chainserve_client.gateway.answers import DONE, Answer, event, hop_times, route
 from chainserve_client.gateway.asked import Asked
 from chainserve_client.gateway.errors import api_error, context_exceeded
 from chainserve_client.gateway.form import Form
@@ -66,6 +66,7 @@ async def answer_whole(streams: Sequence[Stream], answer: Answer) -> web.Respons
     slowest = max(generations, key=lambda generation: generation.total_s)
     headers = {
         ROUTE: route(slowest.chain),
+        "x-chainserve-hops": hop_times(slowest),
         "x-chainserve-queue-ms": f"{1000 * slowest.opened_s:.0f}",
         "x-chainserve-first-token-ms": f"{1000 * slowest.first_token_s:.0f}",
         "x-chainserve-tokens-per-s": f"{slowest.tokens_per_second:.1f}",

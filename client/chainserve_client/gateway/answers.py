@@ -105,10 +105,22 @@ def route(chain: Chain) -> str:
     return ", ".join(f"{hop.peer} {hop.span}" for hop in chain.hops)
 
 
+def hop_times(generation: Generation) -> str:
+    """'PEER queue=1.2 compute=30.5, ...' in milliseconds, as a header has it."""
+    times = generation.hop_times
+    return ", ".join(
+        f"{each.peer} queue={1000 * each.queue_s:.1f} compute={1000 * each.compute_s:.1f}" for each in times
+    )
+
+
 def report_of(generation: Generation) -> dict[str, Any]:
     """Where a choice was made, and how fast."""
     return {
         "route": [{"peer": hop.peer, "blocks": [hop.span.start, hop.span.end]} for hop in generation.chain.hops],
+        "hops": [
+            {"peer": each.peer, "queue_s": round(each.queue_s, 4), "compute_s": round(each.compute_s, 4)}
+            for each in generation.hop_times
+        ],
         "queue_s": round(generation.opened_s, 4),
         "first_token_s": round(generation.first_token_s, 4),
         "total_s": round(generation.total_s, 4),
