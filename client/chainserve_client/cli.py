@@ -132,15 +132,15 @@ async def status(options: argparse.Namespace) -> None:
 async def gateway(options: argparse.Namespace) -> None:
     """Serve until interrupted."""
     gateway_command.check(options)
+    options.token, has_ended = await gateway_command.standard_input(options)
     check_token(options.token)
     async with gateway_command.serving(options) as url:
         print(f"serving at {url}/v1", flush=True)
-        await until_terminated()
+        await until_terminated(has_ended)
 
 
-async def until_terminated() -> None:
-    """Wait for SIGTERM; Ctrl-C cancels."""
-    terminated = asyncio.Event()
+async def until_terminated(terminated: asyncio.Event) -> None:
+    """Wait for SIGTERM, or what else sets the event; Ctrl-C cancels."""
     with suppress(NotImplementedError):  # on Windows
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     await terminated.wait()

@@ -21,6 +21,7 @@ from chainserve.protocol.messages import DTYPES, INT8
 from chainserve.runtime.background import is_busy
 from chainserve.runtime.cores import free_idle_cores
 from chainserve_server.family_options import asks_for_family, children_of
+from chainserve_server.gateway_beside import GatewayBeside, add_options, arguments_of
 from chainserve_server.standard_input import StandardInput
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--leave-on-eof", action="store_true", help="leave when standard input ends, as when the parent is gone"
     )
+    add_options(parser)
     parser.add_argument("--verbose", action="store_true", help="log what happens")
     return parser
 
@@ -168,7 +170,18 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
 
 
 def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
-    """Check everything that needs no swarm, then serve until told to leave."""
+    """Check everything that needs no swarm, then serve until told to leave, with a gateway beside it if asked for."""
+    if options.gateway is None:
+        run_server(options, told_to_leave, None)
+        return
+    gateway = GatewayBeside(arguments_of(options))
+    try:
+        run_server(options, told_to_leave, gateway)
+    finally:
+        gateway.close()
+
+
+def run_server(options: argparse.Namespace, told_to_leave: threading.Event, gateway: GatewayBeside | None) -> None:
     reads_token = options.join == "-"
     if reads_token or options.leave_on_eof:
         standard_input = StandardInput(leave_on_eof=options.leave_on_eof)
@@ -187,6 +200,8 @@ def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
     from chainserve_server.prepare import prepare  # imports torch, which takes seconds
 
     prepared = prepare(config)
+    if gateway is not None:
+        gateway.check()
 
     import uvloop
 
@@ -204,11 +219,13 @@ def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
             loop.add_signal_handler(number, leave.set)
         if told_to_leave.is_set():
             raise KeyboardInterrupt
-        await serve(config, prepared, leave=leave, say=lambda text: print(text, flush=True))
+        await serve(config, prepared, leave=leave, say=lambda text: print(text, flush=True), gateway=gateway)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_signalled())
     if is_busy():
+        if gateway is not None:
+            gateway.close()
         os._exit(0)  # we were told to leave while loading or planning: nobody waits for that
 
 

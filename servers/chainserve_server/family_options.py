@@ -13,7 +13,7 @@ CudaDevices = Callable[[], Sequence[str]]
 AutoMemory = Callable[[str, int], int]
 """A device, and the number of servers that are to share it, to the bytes that each of them can take."""
 
-PER_SERVER = ("--device", "--devices", "--num-servers", "--memory", "--port", "--identity", "--join")
+PER_SERVER = ("--device", "--devices", "--num-servers", "--memory", "--port", "--identity", "--join", "--gateway")
 PORTS_PER_SERVER = 2  # links and DHT
 LAST_PORT = 65_535
 
@@ -62,6 +62,7 @@ def children_of(
             "--port": port,
             "--identity": options.identity and str(_numbered(options.identity, i)),
             "--join": "-" if i or options.join else None,
+            "--gateway": None if i else options.gateway,
         }
         told = [word for option, value in own.items() if value is not None for word in (option, str(value))]
         children.append(Child(name, (*shared, *told, "--leave-on-eof")))

@@ -38,6 +38,7 @@ from chainserve_server.admission import head_chains
 from chainserve_server.blocks import Blocks
 from chainserve_server.config import ServerConfig
 from chainserve_server.engine import Engine
+from chainserve_server.gateway_beside import GatewayBeside
 from chainserve_server.grammars import GrammarQueue
 from chainserve_server.handouts import Handouts
 from chainserve_server.observation import DemandWindow, StepChecks
@@ -56,8 +57,10 @@ FLUSH_S = 0.3
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Event, say: Say) -> None:
-    """Serve until `leave` is set, then leave the swarm within a few seconds."""
+async def serve(
+    config: ServerConfig, prepared: Prepared, *, leave: asyncio.Event, say: Say, gateway: GatewayBeside | None = None
+) -> None:
+    """Serve until `leave` is set, then leave the swarm within a few seconds. `gateway` is told of the swarm."""
     async with AsyncExitStack() as resources:
         identity = Identity.load_or_create(config.identity) if config.identity else Identity.load_default()
         resources.callback(identity.release)
@@ -68,14 +71,20 @@ async def serve(config: ServerConfig, prepared: Prepared, *, leave: asyncio.Even
         resources.push_async_callback(server.links.close)
         resources.push_async_callback(server.outbox.close)
         resources.push_async_callback(server.withdraw)
-        say(await server.introduction())
+        token = config.join or await server.token()
+        say(server.introduction(token))
+        if gateway is not None:
+            gateway.join(token)
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(work)
                 for work in (server.engine.run(), server.member.run(), server.sampler.run(), server.tick())
             ]
+            watching = tasks.create_task(gateway.watch(say)) if gateway is not None else None
             leaving = tasks.create_task(leave.wait())
             await asyncio.wait({leaving, *running}, return_when=asyncio.FIRST_COMPLETED)
+            if watching is not None:
+                watching.cancel()
             if not leaving.done():
                 return  # something broke, which the group raises
             say("leaving the swarm")
@@ -280,8 +289,17 @@ class Server:
         if self._wire and self._wire.error:
             self._say(f"activations that were sent on in 8 bits are off by {self._wire.error:.2%} (root mean square)")
 
-    async def introduction(self) -> str:
-        """What the terminal shows once we are in the swarm."""
+    async def token(self) -> str:
+        """A new join token of this swarm."""
+        return (
+            await self._swarm.token(
+                expires_at=time.time() + self._config.token_days * 86_400,
+                direct=direct_addresses(self.links.addresses),
+            )
+        ).encode()
+
+    def introduction(self, token: str) -> str:
+        """What the terminal shows once we are in the swarm of this token."""
         prepared, config = self._prepared, self._config
         name = prepared.source.name
         blocks = f"blocks {self.pinned}" if self.pinned else "blocks chosen by the swarm"
@@ -292,13 +310,10 @@ class Server:
             f"  offers  {prepared.memory_bytes / 1e6:,.0f} MB on {prepared.device} for {name}, {blocks}",
         ]
         if not config.join:
-            token = await self._swarm.token(
-                expires_at=time.time() + config.token_days * 86_400, direct=direct_addresses(self.links.addresses)
-            )
             lines += [
                 "whoever has this token is a member:",
                 "",
-                token.encode(),
+                token,
                 "",
                 f"join it:  chainserve-server --model {name} --join TOKEN",
                 "ask it:   chainserve chat TOKEN",

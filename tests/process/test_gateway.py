@@ -52,7 +52,9 @@ def gateway(token: str, folder: Path, *options: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSwarm]:
     with LocalSwarm(MODEL, tmp_path_factory.mktemp("swarm"), is_warm=True) as swarm:
-        swarm.start("0:10", "10:20", "20:30")
+        swarm.launch("0:10", ("--gateway", "0"))
+        swarm.start("10:20", "20:30")
+        swarm.servers[0].wait_for("is online")
         yield swarm
 
 
@@ -89,6 +91,8 @@ def test_greedy_text_is_that_of_transformers_whole_and_in_pieces(api: OpenAI, sw
     hops = [tuple(hop.split()) for hop in raw.headers["x-chainserve-route"].split(", ")]
     assert hops == [(server.peer, server.blocks) for server in swarm.servers]
     report = chunks[-1].choices[0].model_extra["chainserve"]
+    assert all(hop["compute_s"] > 0 for hop in report["hops"])
+    assert sum(hop["queue_s"] + hop["compute_s"] for hop in report["hops"]) < report["total_s"]
     assert [hop["peer"] for hop in report["route"]] == [server.peer for server in swarm.servers]
 
 
@@ -313,6 +317,15 @@ def test_keys_are_asked_for_and_limited(swarm: LocalSwarm, tmp_path: Path) -> No
             with pytest.raises(openai.RateLimitError) as caught:
                 client.models.list()
             assert 0 < int(caught.value.response.headers["retry-after"]) <= 30
+
+
+def test_a_server_may_have_a_gateway_beside_it(swarm: LocalSwarm, expected: str) -> None:
+    output = swarm.servers[0].wait_for("/v1\n")
+    found = re.search(r"serving at (\S+)\n", output)
+    assert found is not None
+    with client_of(found[1]) as client:
+        answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=24)
+    assert answer.choices[0].message.content == expected
 
 
 def test_strangers_are_let_in_only_if_that_is_said() -> None:

@@ -1,9 +1,13 @@
 """`chainserve gateway`: its options, and the server from start to end."""
 
 import argparse
+import asyncio
 import ipaddress
+import os
+import sys
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +24,10 @@ LEAVE_S = 2.0
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands and their options."""
     gateway = commands.add_parser("gateway", help="serve an OpenAI-compatible API")
-    gateway.add_argument("token", metavar="TOKEN", help="join token, as a server of the swarm printed it")
+    gateway.add_argument(
+        "token", metavar="TOKEN", help="join token, as a server of the swarm printed it; -: read it from standard input"
+    )
+    gateway.add_argument("--leave-on-eof", action="store_true", help=argparse.SUPPRESS)
     gateway.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     gateway.add_argument("--port", type=int, default=8000, help="0 takes any that is free (8000)")
     gateway.add_argument("--api-keys", type=Path, metavar="FILE", help="TOML file with a table per key; see api-key")
@@ -61,6 +68,38 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+async def standard_input(options: argparse.Namespace) -> tuple[str, asyncio.Event]:
+    """The token, from standard input if it is to come from there, and an event: that the input has ended.
+
+    The event is set only for `--leave-on-eof`: whoever holds the other end is gone.
+    """
+    loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
+    if options.token != "-":
+        return options.token, has_ended
+    first: asyncio.Future[str] = loop.create_future()
+
+    def take(line: str) -> None:
+        if not first.done():
+            first.set_result(line)
+
+    def read() -> None:  # not through sys.stdin: a thread that waits in there keeps Python from ending
+        text = b""
+        while b"\n" not in text and (data := os.read(sys.stdin.fileno(), 4096)):
+            text += data
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(take, text.decode(errors="replace").strip())
+            if options.leave_on_eof:
+                while os.read(sys.stdin.fileno(), 4096):
+                    pass
+                loop.call_soon_threadsafe(has_ended.set)
+
+    threading.Thread(target=read, name="standard input", daemon=True).start()
+    token = await first
+    if not token:
+        raise UsageError("no join token on standard input")
+    return token, has_ended
 
 
 @asynccontextmanager
