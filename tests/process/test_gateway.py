@@ -18,6 +18,7 @@ from bundled import MODEL, MakeSwarm, Reference
 from llguidance import LLMatcher, LLTokenizer
 from openai import OpenAI
 from pydantic import BaseModel, Field
+from transformers import LogitsProcessorList
 
 from chainserve.swarm.view import View
 from chainserve_client.join import join
@@ -193,19 +194,24 @@ def masked(reference: Reference, prompt: list[int], schema: dict[str, Any], num_
     )
     end = reference.tokenizer.eos_token_id
     matcher = LLMatcher(LLTokenizer(reference.tokenizer.backend_tokenizer.to_str(), eos_token=end), grammar)
-    answer: list[int] = []
-    new, cached = prompt, None
-    while len(answer) < num_tokens:
-        with torch.inference_mode():
-            output = reference.model(torch.tensor([new]), past_key_values=cached, use_cache=True, logits_to_keep=1)
+    taken = len(prompt)
+
+    def mask(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        nonlocal taken
+        assert all(matcher.consume_token(token) for token in ids[0, taken:].tolist())
+        taken = ids.shape[1]
         allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8) != 0
-        token = int(output.logits[0, -1].masked_fill(~allowed, -torch.inf).argmax())
-        if token == end:
-            break
-        assert matcher.consume_token(token)
-        answer.append(token)
-        new, cached = [token], output.past_key_values
-    return str(reference.tokenizer.decode(answer, skip_special_tokens=True))
+        return scores.masked_fill(~allowed, -torch.inf)
+
+    ids = torch.tensor([prompt])
+    output = reference.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        logits_processor=LogitsProcessorList([mask]),  # type: ignore[list-item]
+    )
+    return str(reference.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
 
 
 def test_json_of_a_schema_is_what_transformers_gives_masked(api: OpenAI, reference: Reference) -> None:
