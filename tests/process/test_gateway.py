@@ -24,7 +24,7 @@ from chainserve.swarm.view import View
 from chainserve_client.join import join
 from chainserve_server.local import LocalSwarm
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 
 QUESTION: Any = [{"role": "user", "content": "Why is the sky blue?"}]
 CHARACTERS: Any = [{"role": "user", "content": "Write three emoji: 😀 🦊 🌍"}]
