@@ -12,10 +12,12 @@ ChainserveError
 │   ├── IdentityError           an identity file that is unreadable or in use
 │   ├── AddressError            a port in use or a host that is not ours
 │   └── RequestError            parameters of a request
+│       ├── GrammarError            a grammar that is malformed, or cannot be enforced
 │       └── PromptTooLongError      more tokens than any chain's cache holds
 ├── SwarmError              the swarm as a whole cannot do it now
 │   ├── JoinError               no bootstrap peer answers, or none knows this swarm
 │   ├── NoChainError            blocks that no server holds
+│   ├── NoGrammarsError         answers cannot be held to a grammar there
 │   ├── NoPlaceError            all chains are full, for longer than the request would wait
 │   └── NoPlanError             the servers together have no room for all blocks
 ├── PeerError               one peer failed, another may do
@@ -82,6 +84,10 @@ class RequestError(UsageError):
     """A request whose parameters make no sense."""
 
 
+class GrammarError(RequestError):
+    """A grammar that is malformed, asks for what cannot be enforced, or takes too much to follow."""
+
+
 class PromptTooLongError(RequestError):
     """Prompt and new tokens exceed what the chain's caches hold."""
 
@@ -109,6 +115,10 @@ class NoChainError(SwarmError):
         super().__init__(f"no server holds {describe_blocks(missing)} of {num_blocks}")
         self.missing = tuple(missing)
         self.num_blocks = num_blocks
+
+
+class NoGrammarsError(SwarmError):
+    """A server, or all that could be asked, cannot hold answers to a grammar; the message says what it takes."""
 
 
 class NoPlanError(SwarmError):

@@ -12,6 +12,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from chainserve.models.grammars import Matcher
 from chainserve.protocol.messages import Choice, Logprobs
 from chainserve.protocol.sampling import Sampling
 from chainserve.types import SessionId
@@ -20,13 +21,18 @@ from chainserve.types import SessionId
 class TokenSampler:
     """Chooses the tokens of one session; knows the tokens so far where the choice depends on them."""
 
-    def __init__(self, session: SessionId, sampling: Sampling, *, max_tokens: int) -> None:
-        """The token at position `max_tokens` is the last one in any case."""
+    def __init__(
+        self, session: SessionId, sampling: Sampling, *, max_tokens: int, matcher: Matcher | None = None
+    ) -> None:
+        """The token at position `max_tokens` is the last one in any case. `matcher` is for the sampling's grammar."""
+        assert (matcher is None) == (sampling.grammar is None)
         self.session = session
         self.sampling = sampling
         self._max_tokens = max_tokens
         self._ends = frozenset(sampling.end_tokens)
         self._history: list[int] = []
+        self._matcher = matcher
+        self._answer: list[int] = []  # as far as it is known, drafts included; kept for the matcher
         self._biased = torch.tensor([token for token, _ in sampling.logit_bias])
         self._biases = torch.tensor([bias for _, bias in sampling.logit_bias])
 
@@ -34,7 +40,8 @@ class TokenSampler:
     def is_greedy(self) -> bool:
         """Whether the likeliest token is all that is asked for."""
         how = self.sampling
-        return how.temperature == 0 and not how.logit_bias and not how.needs_history and how.num_logprobs is None
+        is_plain = not how.logit_bias and not how.needs_history and how.grammar is None
+        return how.temperature == 0 and is_plain and how.num_logprobs is None
 
     def take(self, start: int, ids: Sequence[int]) -> None:
         """Learn the tokens from position `start` on; those known from there on are forgotten."""
@@ -42,12 +49,16 @@ class TokenSampler:
             del self._history[start:]
             assert len(self._history) == start, "tokens came with a gap"
             self._history += ids
+        if self._matcher is not None:
+            first = self.sampling.num_prompt_tokens
+            del self._answer[max(0, start - first) :]
+            self._answer += ids[max(0, first - start) :]
 
     def choose(self, logits: Tensor, *, start: int, drafts: Sequence[int], likeliest: Sequence[int]) -> Choice:
         """The tokens that follow position `start`: one, and one more for every draft that was right.
 
         `logits` (1 + drafts, vocab) belong to positions `start` and on, of which `likeliest` are the likeliest tokens;
-        drafts[i] was taken for the token at start + i + 1.
+        drafts[i] was taken for the token at start + i + 1. GrammarError if the answer cannot go on by its grammar.
         """
         ids: list[int] = []
         logprobs: list[Logprobs] = []
@@ -68,6 +79,9 @@ class TokenSampler:
         scores = _numbers(logits)
         if how.needs_history or how.logit_bias:
             scores = self._penalized(scores.clone(), position)
+        if self._matcher is not None:
+            before = self._answer[: max(0, position - how.num_prompt_tokens)]
+            scores = scores.masked_fill(~self._matcher.allowed(before, ends=self._ends)[: len(scores)], -torch.inf)
         if how.temperature == 0:
             return int(scores.argmax())
         # From the likeliest down, so that the lowest temperature overflows towards 0 and not beyond everything.

@@ -17,6 +17,8 @@ import msgpack
 
 from chainserve.errors import FrameError
 from chainserve.protocol.fields import (
+    MAX_SPENT,
+    SPENT,
     Limits,
     array_of,
     choice_of,
@@ -53,6 +55,7 @@ from chainserve.protocol.messages import (
     Queued,
     Reorder,
     Sampled,
+    Spent,
     Stalled,
     WireTensor,
     row_bytes,
@@ -60,7 +63,7 @@ from chainserve.protocol.messages import (
 from chainserve.protocol.sampling import MAX_BIASED
 from chainserve.types import Hop, PeerId
 
-VERSION = 3
+VERSION = 4
 DETAIL_CHARS = 1000
 """What went wrong is cut to this length: a long description must not keep a failure from arriving."""
 
@@ -86,7 +89,17 @@ def encode(message: Frame) -> bytes:
         case Activations(steps, WireTensor(dtype, (_, hidden), payload)):
             assert memoryview(payload).nbytes == sum(s.num_tokens for s in steps) * row_bytes(dtype, hidden)
             packed = [
-                (s.session, s.lane, s.start, s.num_tokens, s.num_outputs, s.sequence, _packed_ids(s.ids)) for s in steps
+                (
+                    s.session,
+                    s.lane,
+                    s.start,
+                    s.num_tokens,
+                    s.num_outputs,
+                    s.sequence,
+                    _packed_ids(s.ids),
+                    _packed_spent(s.spent),
+                )
+                for s in steps
             ]
             kind, fields = _ACTIVATIONS, (dtype, hidden, packed)
         case Beat(sent_us, echo_us, held_us):
@@ -141,7 +154,12 @@ def _packed_ids(ids: Sequence[int]) -> bytes:
 
 def _packed_choice(choice: Choice) -> tuple[object, ...]:
     logprobs = tuple((each.chosen, each.likeliest) for each in choice.logprobs)
-    return choice.session, choice.start, choice.ids, choice.is_last, logprobs
+    return choice.session, choice.start, choice.ids, choice.is_last, logprobs, _packed_spent(choice.spent)
+
+
+def _packed_spent(spent: Sequence[Spent]) -> bytes:
+    """Eight bytes for each server."""
+    return b"".join(SPENT.pack(min(each.waited_us, MAX_SPENT), min(each.computed_us, MAX_SPENT)) for each in spent)
 
 
 def decode(frame: bytes | memoryview, limits: Limits) -> Frame:

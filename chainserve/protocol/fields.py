@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainserve.errors import FrameError, RequestError, SpanError
-from chainserve.protocol.messages import Choice, Logprobs, Step, Topic
+from chainserve.protocol.messages import Choice, Logprobs, Spent, Step, Topic
 from chainserve.protocol.pages import HASH_BYTES
 from chainserve.protocol.sampling import MAX_BIASED, MAX_END_TOKENS, MAX_LOGPROBS, Sampling
 from chainserve.types import Chain, Hop, PeerId, SessionId, Span
 
 _TOPICS = {str(topic): topic for topic in Topic}
+SPENT = struct.Struct("<2I")
+MAX_SPENT = 2**32 - 1
+"""Microseconds, more than an hour; what takes longer is said to take that."""
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 
 
@@ -139,6 +142,8 @@ def sampling_of(value: object, limits: Limits) -> Sampling:
         integer(named[name], name, low=0, high=2**63 - 1)
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
         number(named[name], name)
+    if not isinstance(named["grammar"], str | None):
+        raise FrameError(f"grammar is {reprlib.repr(named['grammar'])}, want a text", reason="field")
     if named["num_logprobs"] is not None:
         integer(named["num_logprobs"], "num_logprobs", low=0, high=MAX_LOGPROBS)
     named["logit_bias"] = tuple(
@@ -154,7 +159,7 @@ def sampling_of(value: object, limits: Limits) -> Sampling:
 
 
 def choice_of(value: object, limits: Limits) -> Choice:
-    session, start, ids, is_last, logprobs = take(5, array_of(value, "choice", 5))
+    session, start, ids, is_last, logprobs, spent = take(6, array_of(value, "choice", 6))
     if type(is_last) is not bool:
         raise FrameError(f"is_last is {reprlib.repr(is_last)}, want a truth value", reason="field")
     tokens = tuple(token_of(token, limits) for token in array_of(ids, "ids", limits.max_choices))
@@ -162,7 +167,14 @@ def choice_of(value: object, limits: Limits) -> Choice:
     if known and len(known) != len(tokens):
         raise FrameError(f"{len(known)} log-probabilities of {len(tokens)} tokens", reason="field")
     position = integer(start, "start", low=0, high=limits.max_position)
-    return Choice(session_of(session), position, tokens, is_last, tuple(logprobs_of(each, limits) for each in known))
+    scored = tuple(logprobs_of(each, limits) for each in known)
+    return Choice(session_of(session), position, tokens, is_last, scored, spent_of(spent, limits))
+
+
+def spent_of(value: object, limits: Limits) -> tuple[Spent, ...]:
+    if type(value) is not bytes or len(value) % SPENT.size or len(value) > SPENT.size * limits.max_hops:
+        raise FrameError(f"times are {reprlib.repr(value)}, want {SPENT.size} bytes for each server", reason="field")
+    return tuple(Spent(waited, computed) for waited, computed in SPENT.iter_unpack(value))
 
 
 def logprobs_of(value: object, limits: Limits) -> Logprobs:
@@ -187,7 +199,7 @@ def list_of(value: object, what: str, limit: int) -> tuple[object, ...]:
 
 
 def step_of(value: object, limits: Limits) -> Step:
-    session, lane, start, num_tokens, num_outputs, sequence, packed = take(7, array_of(value, "step", 7))
+    session, lane, start, num_tokens, num_outputs, sequence, packed, spent = take(8, array_of(value, "step", 8))
     count = integer(num_tokens, "num_tokens", low=1, high=limits.max_tokens)
     ids = ids_of(packed, limits)
     if ids and len(ids) != count:
@@ -200,4 +212,5 @@ def step_of(value: object, limits: Limits) -> Step:
         num_outputs=integer(num_outputs, "num_outputs", low=0, high=count),
         sequence=integer(sequence, "sequence", low=0, high=limits.max_sequence),
         ids=ids,
+        spent=spent_of(spent, limits),
     )

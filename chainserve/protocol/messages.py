@@ -106,13 +106,22 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """Microseconds that a session has taken of one server so far: in its queue, and in forwards that ran it."""
+
+    waited_us: int
+    computed_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """Consecutive tokens of one lane: positions [start, start + num_tokens).
 
     Cached positions at or after `start` are forgotten first, so a step can rewind its lane. Of its outputs the
     last `num_outputs` leave the tail. `sequence` counts the steps and reorderings of a session: what comes twice or
     late is dropped, what comes after a gap ends the session. In token mode `ids` are the tokens; where several
-    outputs are asked for, the tokens but the first of these are drafts, which the tail verifies.
+    outputs are asked for, the tokens but the first of these are drafts, which the tail verifies. `spent` is what the
+    session has taken so far of each server before the receiver, also in token mode only.
     """
 
     session: SessionId
@@ -122,6 +131,7 @@ class Step:
     num_outputs: int
     sequence: int = 0
     ids: tuple[int, ...] = ()
+    spent: tuple[Spent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +166,17 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The next tokens of a session: positions [start, start + len(ids)). After the last ones nothing comes."""
+    """The next tokens of a session: positions [start, start + len(ids)). After the last ones nothing comes.
+
+    To the client `spent` says what the session has taken so far of each server of its chain.
+    """
 
     session: SessionId
     start: int
     ids: tuple[int, ...]
     is_last: bool
     logprobs: tuple[Logprobs, ...] = ()  # one per token, if asked for
+    spent: tuple[Spent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +217,8 @@ class FailureCode(StrEnum):
     STALLED = "stalled"  # a step takes far longer than was predicted
     ABANDONED = "abandoned"  # the client did not go on
     NO_PLACE = "no-place"  # opened without having been admitted, or too late
+    BAD_GRAMMAR = "bad-grammar"  # no server could follow it: there is no use in asking another
+    NO_GRAMMARS = "no-grammars"  # the tail lacks what it takes to follow one
 
 
 @dataclass(frozen=True, slots=True)

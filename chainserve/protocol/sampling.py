@@ -3,12 +3,13 @@
 import math
 from dataclasses import dataclass
 
-from chainserve.errors import RequestError
+from chainserve.errors import GrammarError, RequestError
 
 MAX_BIASED = 1024
 MAX_LOGPROBS = 20
 MAX_END_TOKENS = 256
 MAX_BIAS = 1e4
+MAX_GRAMMAR_BYTES = 64 * 2**10
 MAX_DRAFTS = 63
 """A step's outputs, one more, are no more rows than servers keep memory for."""
 
@@ -36,6 +37,7 @@ class Sampling:
     end_tokens: tuple[int, ...] = ()  # those after which nothing more is wanted
     num_logprobs: int | None = None  # likeliest tokens to report with each token; None: report nothing
     max_drafts: int = 0  # tokens drafted ahead per step, at most
+    grammar: str | None = None  # the answer, up to its end token, is in it; in llguidance's form of Lark
 
     def __post_init__(self) -> None:
         _require("temperature", self.temperature, 0.0, 100.0)
@@ -53,11 +55,24 @@ class Sampling:
         if self.num_logprobs is not None:
             _require("num_logprobs", self.num_logprobs, 0, MAX_LOGPROBS)
         _require("max_drafts", self.max_drafts, 0, MAX_DRAFTS)
+        if self.grammar is not None:
+            _check_grammar(self.grammar)
+            if not self.end_tokens:
+                raise RequestError("a grammar takes at least one end token: the answer ends where the grammar does")
 
     @property
     def needs_history(self) -> bool:
         """Whether the choice depends on the tokens before."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+def _check_grammar(grammar: str) -> None:
+    try:
+        num_bytes = len(grammar.encode())
+    except UnicodeEncodeError:
+        raise RequestError("the grammar is no Unicode text: it holds half of a surrogate pair") from None
+    if not 1 <= num_bytes <= MAX_GRAMMAR_BYTES:
+        raise GrammarError(f"the grammar takes {num_bytes} bytes: it may be 1 to {MAX_GRAMMAR_BYTES}")
 
 
 def _require(name: str, value: float, least: float, most: float) -> None:

@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from chainserve import __version__
-from chainserve.errors import ChainserveError
+from chainserve.errors import ChainserveError, UsageError
 from chainserve.runtime.cores import free_idle_cores
 from chainserve_client import plan_command, token_command
 from chainserve_client.bench import command as bench_command
@@ -33,9 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     free_idle_cores()
-    if getattr(options, "token", None) == "-":
-        options.token = sys.stdin.readline()
     try:
+        if options.command in ("gateway", "health"):
+            gateway_command.check(options)  # before a token may have to be waited for
+        if getattr(options, "token", None) == "-":
+            options.token = sys.stdin.readline().strip()
+            if not options.token:
+                raise UsageError("no join token on standard input")
         if options.command == "plan":
             print(plan_command.run(options))
             return 0
@@ -182,16 +186,15 @@ async def health(options: argparse.Namespace) -> None:
 
 
 async def _serve(options: argparse.Namespace, what: str, path: str) -> None:
-    gateway_command.check(options)
     check_token(options.token)
+    has_ended = gateway_command.end_of_input(is_watched=options.leave_on_eof)
     async with gateway_command.serving(options) as url:
         print(json.dumps({"url": f"{url}{path}"}) if options.json else f"{what} {url}{path}", flush=True)
-        await until_terminated()
+        await until_terminated(has_ended)
 
 
-async def until_terminated() -> None:
-    """Wait for SIGTERM; Ctrl-C cancels."""
-    terminated = asyncio.Event()
+async def until_terminated(terminated: asyncio.Event) -> None:
+    """Wait for SIGTERM, or what else sets the event; Ctrl-C cancels."""
     with suppress(NotImplementedError):  # on Windows
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     await terminated.wait()

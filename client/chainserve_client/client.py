@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from chainserve.errors import RequestError, SwarmError
 from chainserve.swarm.plans import SwarmPlan
@@ -83,9 +83,14 @@ class AsyncClient:
         if not all(0 <= token < self.text.vocab_size for token in ids):
             raise RequestError(f"token ids must be in [0, {self.text.vocab_size})")
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation ({"role": ..., "content": ...}), up to where the model answers."""
-        return self.text.encode_chat(messages)
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation ({"role": ..., "content": ...}), up to where the model answers.
+
+        `tools`, as OpenAI's API has them, are for models whose chat template has a place for them.
+        """
+        return self.text.encode_chat(messages, tools)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""

@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from chainserve.errors import RequestLostError, SessionLostError
-from chainserve.protocol.messages import Logprobs
+from chainserve.errors import GrammarError, RequestLostError, SessionLostError
+from chainserve.protocol.messages import FailureCode, Logprobs
 from chainserve.types import Chain
 from chainserve_client.lifeline import Recovery
 from chainserve_client.parameters import Parameters
 from chainserve_client.text import Decode, TextStream
-from chainserve_client.token_session import TokenSession
+from chainserve_client.token_session import HopTime, TokenSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ class Generation:
     """Of each new token, if they were asked for."""
     recoveries: tuple[Recovery, ...] = ()
     """Servers that were lost on the way, and what it took to go on without them."""
+    hop_times: tuple[HopTime, ...] = ()
+    """What it has taken of each server of its chain: of the last one, if it ran over several."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -107,6 +109,8 @@ async def generate(
                 async with asyncio.timeout(max(0.0, started + parameters.timeout_s - time.monotonic())):
                     choice = await anext(choices)
             except SessionLostError as error:
+                if error.code == FailureCode.BAD_GRAMMAR:
+                    raise GrammarError(error.reason) from error
                 raise lost(error.peer, error.reason, pieces) from error
             except TimeoutError as error:
                 late = f"the request did not end within {parameters.timeout_s:g} s"
@@ -134,6 +138,7 @@ async def generate(
         total_s=time.monotonic() - started,
         logprobs=tuple(piece.logprobs for piece in pieces if piece.logprobs is not None),
         recoveries=tuple(session.recoveries),
+        hop_times=session.hop_times,
     )
 
 

@@ -17,6 +17,10 @@ MAX_RECOVERIES = 10
 """Chains that one session may wear out."""
 
 
+NO_OTHER_HELPS = (CLOSED_HERE, FailureCode.BAD_GRAMMAR)
+"""Codes of a session that would end on another chain in the same way."""
+
+
 class Why(Enum):
     """Why a session has to do without a server."""
 
@@ -59,7 +63,7 @@ class Lifeline:
         """Open the session on another chain, which has cached nothing yet; raises `error` if there is none."""
         self._lost_s = self._lost_s or time.monotonic()
         self._error = error
-        if self._reopen is None or self.num_recoveries >= MAX_RECOVERIES or error.code == CLOSED_HERE:
+        if self._reopen is None or self.num_recoveries >= MAX_RECOVERIES or error.code in NO_OTHER_HELPS:
             raise error
         logger.info("lost %s, going on elsewhere: %s", error.peer, error.reason)
         await self.current.close()

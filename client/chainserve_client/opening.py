@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chainserve.errors import (
+    GrammarError,
     LinkLostError,
     NoChainError,
     NoPlaceError,
@@ -255,19 +256,24 @@ class Opening:
             self._network.outbox.post(head, message)
 
     async def open_at(self, place: Candidate) -> ChainSession:
-        """Open on this chain, where the session has a place."""
+        """Open on this chain, where the session has a place; GrammarError if its grammar can be followed nowhere."""
         request, chain = self._request, Chain(place.hops)
         plan = await self._network.plan_in_view(request.model.digest)
-        session = await self._network.open_on(
-            chain,
-            place.session,
-            request.model,
-            num_lanes=request.num_lanes,
-            max_tokens=request.max_tokens,
-            sampling=request.sampling,
-            prefix=prefix_of(request),
-            predict=step_predictor(plan, chain) if plan is not None else None,
-        )
+        try:
+            session = await self._network.open_on(
+                chain,
+                place.session,
+                request.model,
+                num_lanes=request.num_lanes,
+                max_tokens=request.max_tokens,
+                sampling=request.sampling,
+                prefix=prefix_of(request),
+                predict=step_predictor(plan, chain) if plan is not None else None,
+            )
+        except SessionRefusedError as error:
+            if error.code == FailureCode.BAD_GRAMMAR:
+                raise GrammarError(error.reason) from error
+            raise
         self._had_place = True
         return session
 
@@ -277,9 +283,13 @@ def prefix_of(request: Request) -> tuple[bytes, ...]:
 
     None where the choice of tokens depends on all tokens before: the tail has to see them.
     """
-    if request.sampling is None or request.sampling.needs_history:
+    sampling = request.sampling
+    if sampling is None or sampling.needs_history:
         return ()
-    return page_hashes(request.model.digest, request.ids[:-1])
+    num_tokens = len(request.ids) - 1
+    if sampling.grammar is not None:  # the tail has to see the answer so far
+        num_tokens = min(num_tokens, sampling.num_prompt_tokens)
+    return page_hashes(request.model.digest, request.ids[:num_tokens])
 
 
 def _new_id() -> SessionId:

@@ -35,6 +35,7 @@ class GenerationOptions(TypedDict, total=False):
     ignore_end: bool
     num_logprobs: int | None
     max_drafts: int
+    grammar: str | None
     timeout_s: float
     max_wait_s: float | None
 
@@ -52,9 +53,15 @@ class Parameters:
     Generation ends after `max_new_tokens`, at the model's own end token unless `ignore_end`, at one of the
     `stop_tokens`, or before the first of the `stop` texts. With `num_logprobs` each piece comes with its
     log-probability and those of as many likeliest tokens. `max_drafts` tokens per step may be drafted ahead from the
-    text so far and verified at once, which changes nothing but speed; 0 turns that off. `timeout_s` is how long the
-    request may take in all: waiting for a place, generating, and going on elsewhere when servers are lost. With
-    `max_wait_s` it is given up at once when all chains are full and the first place is expected later than that.
+    text so far and verified at once, which changes nothing but speed; 0 turns that off.
+
+    With a `grammar`, in llguidance's form of Lark, only tokens are chosen with which the answer stays in it; the others
+    do not count for `top_k`, `top_p` and `min_p`, and log-probabilities are as without. An end token comes only where
+    the grammar may end, and must come where nothing else can.
+
+    `timeout_s` is how long the request may take in all: waiting for a place, generating, and going on elsewhere when
+    servers are lost. With `max_wait_s` it is given up at once when all chains are full and the first place is expected
+    later than that.
     """
 
     max_new_tokens: int = 256
@@ -72,6 +79,7 @@ class Parameters:
     ignore_end: bool = False
     num_logprobs: int | None = None
     max_drafts: int = USUAL_DRAFTS
+    grammar: str | None = None
     timeout_s: float = TIMEOUT_S
     max_wait_s: float | None = None
 
@@ -95,6 +103,8 @@ class Parameters:
         _check(wait_s is None or (_is_real(wait_s) and wait_s >= 0), "max_wait_s", "a number >= 0")
         _check(all(isinstance(text, str) and text for text in self.stop), "stop", "one or more texts, none empty")
         _check(all(_is_int(token) and token >= 0 for token in self.stop_tokens), "stop_tokens", "token ids")
+        _check(self.grammar is None or isinstance(self.grammar, str), "grammar", "a text")
+        _check(self.grammar is None or not self.ignore_end, "ignore_end", "False with a grammar, which ends the answer")
         num = self.num_logprobs
         are_known = num is None or (_is_int(num) and 0 <= num <= MAX_LOGPROBS)
         _check(are_known, "num_logprobs", f"an integer in [0, {MAX_LOGPROBS}]")
@@ -121,6 +131,7 @@ class Parameters:
             end_tokens=tuple(sorted(ends)),
             num_logprobs=self.num_logprobs,
             max_drafts=self.max_drafts,
+            grammar=self.grammar,
         )
 
     @classmethod

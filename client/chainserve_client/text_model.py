@@ -47,6 +47,7 @@ class TextModel:
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
             self._bytes_of = bytes_of_tokens(self._tokenizer)
+        self.template_text = bundle.chat_template
         self._template: jinja2.Template | None = None
         if bundle.chat_template is not None:
             with _of_a_server(f"the chat template of {name}"):
@@ -56,18 +57,28 @@ class TextModel:
         """Token ids of a text, with those that the model wants before or after it; RequestError if it is no Unicode."""
         return self._encode(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """Token ids of a conversation ({"role": ..., "content": ...}), up to where the model answers.
 
-        RequestError if the model holds no conversations, or not such.
+        `tools` are for templates that have a place for them. RequestError if the model holds no conversations, or not
+        such.
         """
-        return self._encode(self.render_chat(messages), add_special_tokens=False)
+        return self._encode(self.render_chat(messages, tools), add_special_tokens=False)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
         """The text that `encode_chat` takes the tokens of."""
         if self._template is None:
             raise RequestError(f"{self.name} has no chat template: use generate with a plain prompt")
-        known = {"messages": _plain(messages), "tools": None, "documents": None, "add_generation_prompt": True}
+        known = {
+            "messages": _plain(messages),
+            "tools": _plain(tools) if tools else None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         pieces, num_chars = [], 0
         with _of_a_server(f"the chat template of {self.name}"):
             try:
@@ -148,6 +159,8 @@ def _plain(messages: Sequence[Mapping[str, Any]]) -> Any:
     try:
         given = [{key: value for key, value in message.items() if value is not None} for message in messages]
         plain = json.loads(json.dumps(given))
+    except RecursionError:
+        raise RequestError("messages and tools are nested too deeply") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise RequestError(f'messages must be like {{"role": "user", "content": "text"}}: {error}') from None
     if not plain:

@@ -6,11 +6,23 @@ chain. What is drawn depends on seed and position alone, so the answer is what i
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from chainserve.errors import SessionLostError
-from chainserve.protocol.messages import Choice
-from chainserve.types import Chain
+from chainserve.protocol.messages import Choice, Spent
+from chainserve.types import Chain, PeerId
 from chainserve_client.lifeline import Lifeline, Recovery
+
+
+@dataclass(frozen=True, slots=True)
+class HopTime:
+    """What a request has taken of one server, as that has measured it."""
+
+    peer: PeerId
+    queue_s: float
+    """Seconds that its steps waited there for their turn."""
+    compute_s: float
+    """Seconds of the forwards that ran them, beside those of other requests."""
 
 
 class TokenSession:
@@ -20,6 +32,7 @@ class TokenSession:
         """`ids` are the prompt, and grow by what comes: whoever opens another chain looks there."""
         self.line = line
         self._ids = ids
+        self._spent: tuple[Spent, ...] = ()
 
     @property
     def chain(self) -> Chain:
@@ -30,6 +43,15 @@ class TokenSession:
     def recoveries(self) -> Sequence[Recovery]:
         """How it went on elsewhere."""
         return self.line.recoveries
+
+    @property
+    def hop_times(self) -> tuple[HopTime, ...]:
+        """What the servers of this chain say that the session has taken of them; empty before its first tokens."""
+        hops = self.chain.hops
+        if len(self._spent) != len(hops):
+            return ()
+        pairs = zip(hops, self._spent, strict=True)
+        return tuple(HopTime(hop.peer, each.waited_us / 1e6, each.computed_us / 1e6) for hop, each in pairs)
 
     async def tokens(self) -> AsyncGenerator[Choice, None]:
         """Tokens as the tail chooses them, up to the last one; SessionLostError if no chain could go on."""
@@ -50,12 +72,14 @@ class TokenSession:
     async def _on_this_chain(self) -> AsyncGenerator[Choice, None]:
         """Tokens until the chain breaks, or a server of it is about to leave and another chain has been opened."""
         current, num_known = self.line.current, len(self._ids)
+        self._spent = ()
         await current.send(current.state.prompt(self._ids))
         async with aclosing(current.outputs(num_known)) as outputs:
             async for choice in outputs:
                 assert isinstance(choice, Choice)
                 self.line.arrived(num_known)
                 self._ids += choice.ids
+                self._spent = choice.spent
                 yield choice
                 if await self.line.move_if_leaving():
                     return

@@ -22,6 +22,7 @@ from chainserve.runtime import logs
 from chainserve.runtime.background import is_busy
 from chainserve.runtime.cores import free_idle_cores
 from chainserve_server.family_options import asks_for_family, children_of
+from chainserve_server.gateway_beside import GatewayBeside, add_options, arguments_of
 from chainserve_server.standard_input import StandardInput
 
 if TYPE_CHECKING:
@@ -210,6 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="write the token of a new swarm there, and do not print it"
     )
+    add_options(parser)
     parser.add_argument("--verbose", action="store_true", help="log what happens")
     parser.add_argument("--log-json", action="store_true", help="say and log everything as lines of JSON")
     parser.add_argument(
@@ -248,7 +250,18 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
 
 
 def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
-    """Check everything that needs no swarm, then serve until told to leave."""
+    """Check everything that needs no swarm, then serve until told to leave, with a gateway beside it if asked for."""
+    if options.gateway is None:
+        run_server(options, told_to_leave, None)
+        return
+    gateway = GatewayBeside(arguments_of(options))
+    try:
+        run_server(options, told_to_leave, gateway)
+    finally:
+        gateway.close()
+
+
+def run_server(options: argparse.Namespace, told_to_leave: threading.Event, gateway: GatewayBeside | None) -> None:
     reads_token = options.join == "-"
     if reads_token or options.leave_on_eof:
         standard_input = StandardInput(leave_on_eof=options.leave_on_eof)
@@ -267,6 +280,8 @@ def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
     from chainserve_server.prepare import prepare  # imports torch, which takes seconds
 
     prepared = prepare(config)
+    if gateway is not None:
+        gateway.check()
 
     import uvloop
 
@@ -284,11 +299,15 @@ def run(options: argparse.Namespace, told_to_leave: threading.Event) -> None:
             loop.add_signal_handler(number, leave.set)
         if told_to_leave.is_set():
             raise KeyboardInterrupt
-        await serve(config, prepared, leave=leave, say=saying(options), keep_token=keeping_token(options))
+        await serve(
+            config, prepared, leave=leave, say=saying(options), keep_token=keeping_token(options), gateway=gateway
+        )
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_signalled())
     if is_busy():
+        if gateway is not None:
+            gateway.close()
         os._exit(0)  # we were told to leave while loading or planning: nobody waits for that
 
 

@@ -40,6 +40,9 @@ Observe = Callable[[Forward], None]
 ChunkTokens = Callable[[Work, int], int]
 """Tokens of a prompt's next chunk, while so many sessions are decoding."""
 
+OnSpent = Callable[[SessionId, float, float], None]
+"""Seconds that a session has waited for its turn, and that the iteration took which ran it."""
+
 DECODING_S = 1.0
 """So long after its last step a session counts as decoding: its next one is under way."""
 
@@ -58,6 +61,7 @@ class Engine:
         observe: Observe = lambda _forward: None,
         chunk_tokens: ChunkTokens | None = None,  # None: prompts run as large as a batch may be
         pack: Pack = to_wire,  # activations for the next server, in the compute thread
+        on_spent: OnSpent = lambda _session, _waited_s, _computed_s: None,
     ) -> None:
         self.cache = cache
         self.runner = runner
@@ -67,6 +71,8 @@ class Engine:
         self._observe = observe
         self._chunk_tokens = chunk_tokens or (lambda _work, _num_decoding: max_batch_tokens)
         self._pack = pack
+        self._on_spent = on_spent
+        self._since: dict[SessionId, float] = {}  # when sessions began to wait for their turn
         self._decoded_at: dict[SessionId, float] = {}  # when sessions took their last short step
         self._queues: dict[SessionId, deque[Item]] = {}
         self._changes: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
@@ -75,13 +81,16 @@ class Engine:
 
     def add(self, item: Item) -> None:
         """Queue a step or a reordering behind what the session has queued already."""
-        self._queues.setdefault(session_of(item), deque()).append(item)
+        session = session_of(item)
+        self._queues.setdefault(session, deque()).append(item)
+        self._since.setdefault(session, time.monotonic())
         self._wake.set()
 
     def release(self, session: SessionId) -> None:
         """Forget the session's work and free its cache: the books at once, the memory before the next iteration."""
         self._queues.pop(session, None)
         self._decoded_at.pop(session, None)
+        self._since.pop(session, None)
         self.cache.release(session)
 
     async def between_iterations(self, change: Callable[[], None]) -> None:
@@ -105,6 +114,7 @@ class Engine:
                 if not batch:
                     await self._wake.wait()
                     continue
+                began_s = time.monotonic()
                 try:
                     outcome = await loop.run_in_executor(self._thread, self._run_batch, batch)
                 except RuntimeError as error:  # torch's own errors, out of memory among them
@@ -112,6 +122,7 @@ class Engine:
                     reason = f"{type(error).__name__}: {error}"[:200]
                     sessions = {work.step.session for work in batch.works}
                     outcome = Outcome([], [(session, FailureCode.INTERNAL, reason) for session in sessions])
+                self._account(batch, began_s, time.monotonic())
                 for receiver, message in outcome.messages:
                     self._emit(receiver, message)
                 for failure in outcome.failures:
@@ -120,6 +131,14 @@ class Engine:
                     self._observe(forward)
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _account(self, batch: Batch, began_s: float, ended_s: float) -> None:
+        """Tell what this iteration took of each session that it ran; what these have queued waits from now on."""
+        for session in {work.step.session for work in batch.works}:
+            since_s = min(began_s, self._since.pop(session, began_s))
+            self._on_spent(session, began_s - since_s, ended_s - began_s)
+            if session in self._queues:
+                self._since[session] = ended_s
 
     def _change(self) -> None:
         """Do what had to wait for the forward to end. In a frame of its own, which keeps nothing of it alive."""

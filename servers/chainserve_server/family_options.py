@@ -23,6 +23,7 @@ PER_SERVER = (
     "--identity",
     "--join",
     "--token-file",
+    "--gateway",
 )
 PORTS_PER_SERVER = 2  # links and DHT
 LAST_PORT = 65_535
@@ -73,6 +74,7 @@ def children_of(
             "--metrics-port": options.metrics_port and options.metrics_port + i,
             "--identity": options.identity and str(_numbered(options.identity, i)),
             "--join": "-" if i or options.join else None,
+            "--gateway": None if i else options.gateway,
         }
         told = [word for option, value in own.items() if value is not None for word in (option, str(value))]
         children.append(Child(name, (*shared, *told, "--leave-on-eof")))

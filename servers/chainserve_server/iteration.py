@@ -7,13 +7,13 @@ from itertools import groupby
 
 import torch
 
-from chainserve.errors import StepError
+from chainserve.errors import GrammarError, StepError
 from chainserve.models.runner import Runner
 from chainserve.models.wire import from_wire, to_wire
 from chainserve.planning.profile import MAX_OUTPUTS
 from chainserve.protocol.messages import Activations, Choice, FailureCode, Sampled, Step, WireTensor
 from chainserve.types import PeerId, SessionId, Span
-from chainserve_server.work import Batch, Forward, Keeping, Outcome, Outgoing, Work
+from chainserve_server.work import Batch, Failure, Forward, Keeping, Outcome, Outgoing, Work
 
 Pack = Callable[[torch.Tensor], WireTensor]
 
@@ -40,7 +40,7 @@ def run_batch(runner: Runner, batch: Batch, *, pack: Pack = to_wire) -> Outcome:
         while works:
             began = time.perf_counter()
             try:
-                outcome.messages.extend(run_works(runner, works, span, pack=pack))
+                outcome.messages.extend(run_works(runner, works, span, pack=pack, failures=outcome.failures))
             except StepError as error:  # raised before anything ran: go on without that session
                 outcome.failures.append((SessionId(error.session), FailureCode.BAD_MESSAGE, str(error)))
                 works = [work for work in works if work.step.session != error.session]
@@ -59,14 +59,20 @@ def forward_of(works: list[Work], span: Span, *, seconds: float) -> Forward:
     return Forward(span, num_decode, sum(num_tokens) - num_decode, seconds, num_outputs, num_drafts)
 
 
-def run_works(runner: Runner, works: list[Work], span: Span, *, pack: Pack) -> list[tuple[PeerId, Outgoing]]:
-    """One packed forward, and its outputs as one message per receiver; `works` come sorted by receiver."""
+def run_works(
+    runner: Runner, works: list[Work], span: Span, *, pack: Pack, failures: list[Failure]
+) -> list[tuple[PeerId, Outgoing]]:
+    """One packed forward, and its outputs as one message per receiver; `works` come sorted by receiver.
+
+    Sessions that cannot go on after it are added to `failures`.
+    """
     rows = [rows_of_work(runner, work) for work in works]
     hidden = rows[0] if len(rows) == 1 else torch.cat(rows)
     outputs = runner.forward(hidden, [work.step for work in works], span)
     parts = outputs.split([work.step.num_tokens for work in works])
     pairs = list(zip(works, parts, strict=True))
-    messages: list[tuple[PeerId, Outgoing]] = sample(runner, [pair for pair in pairs if pair[0].sampler is not None])
+    sampling = [pair for pair in pairs if pair[0].sampler is not None]
+    messages: list[tuple[PeerId, Outgoing]] = sample(runner, sampling, failures)
     untold = [pair for pair in pairs if pair[0].sampler is None]
     for (receiver, is_tail), group in groupby(untold, key=lambda pair: (pair[0].receiver, pair[0].is_tail)):
         leaving = [outgoing(work, part) for work, part in group if not is_tail or work.step.num_outputs]
@@ -84,7 +90,9 @@ def rows_of_work(runner: Runner, work: Work) -> torch.Tensor:
     return from_wire(work.hidden, dtype=runner.dtype, device=runner.device)
 
 
-def sample(runner: Runner, pairs: list[tuple[Work, torch.Tensor]]) -> list[tuple[PeerId, Outgoing]]:
+def sample(
+    runner: Runner, pairs: list[tuple[Work, torch.Tensor]], failures: list[Failure]
+) -> list[tuple[PeerId, Outgoing]]:
     """Choose the next tokens of sessions in token mode: one message per head, and then one per client."""
     choices: dict[PeerId, list[Choice]] = {}
     told: dict[PeerId, list[Choice]] = {}
@@ -105,13 +113,18 @@ def sample(runner: Runner, pairs: list[tuple[Work, torch.Tensor]]) -> list[tuple
             assert work.sampler is not None
             assert work.head is not None
             step, end = work.step, first + len(rows)
-            choice = work.sampler.choose(
-                logits[first:end],
-                start=step.start + step.num_tokens - len(rows),
-                drafts=step.ids[len(step.ids) - len(rows) + 1 :],
-                likeliest=likeliest[first:end],
-            )
-            first = end
+            try:
+                choice = work.sampler.choose(
+                    logits[first:end],
+                    start=step.start + step.num_tokens - len(rows),
+                    drafts=step.ids[len(step.ids) - len(rows) + 1 :],
+                    likeliest=likeliest[first:end],
+                )
+            except GrammarError as error:
+                failures.append((step.session, FailureCode.BAD_GRAMMAR, str(error)))
+                continue
+            finally:
+                first = end
             choices.setdefault(work.head, []).append(choice)
             told.setdefault(work.receiver, []).append(choice)
     return [(peer, Sampled(tuple(made))) for by_peer in (choices, told) for peer, made in by_peer.items()]

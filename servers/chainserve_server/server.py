@@ -15,7 +15,9 @@ import torch
 from chainserve import __version__
 from chainserve.errors import SwarmError, describe_blocks
 from chainserve.models.cache import KVCache
+from chainserve.models.grammars import Grammars
 from chainserve.models.profiles import device_name
+from chainserve.models.text import text_of
 from chainserve.models.wire import Int8Wire, to_wire
 from chainserve.planning import chunks
 from chainserve.protocol.messages import DTYPES, FailureCode, Message
@@ -44,6 +46,8 @@ from chainserve_server.admission import chain_uses, head_chains
 from chainserve_server.blocks import Blocks
 from chainserve_server.config import LOOPBACK, ServerConfig
 from chainserve_server.engine import Engine
+from chainserve_server.gateway_beside import GatewayBeside
+from chainserve_server.grammars import GrammarQueue
 from chainserve_server.handouts import Handouts
 from chainserve_server.metrics import ForwardCounts, server_families
 from chainserve_server.observation import DemandWindow, StepChecks, TokenRate
@@ -66,11 +70,17 @@ LOADED_NEWS = 0.05
 
 
 async def serve(
-    config: ServerConfig, prepared: Prepared, *, leave: asyncio.Event, say: Say, keep_token: Say | None = None
+    config: ServerConfig,
+    prepared: Prepared,
+    *,
+    leave: asyncio.Event,
+    say: Say,
+    keep_token: Say | None = None,
+    gateway: GatewayBeside | None = None,
 ) -> None:
     """Serve until `leave` is set, then leave the swarm within a few seconds.
 
-    The token of a swarm that we start is said, or given to `keep_token`.
+    The token of a swarm that we start is said, or given to `keep_token`; `gateway` is told of the swarm.
     """
     async with AsyncExitStack() as resources:
         identity = Identity.load_or_create(config.identity) if config.identity else Identity.load_default()
@@ -88,14 +98,22 @@ async def serve(
             metrics = await resources.enter_async_context(
                 serving_metrics(page, host=config.metrics_host, port=config.metrics_port)
             )
-        say(await server.introduction(metrics=metrics, keep_token=keep_token))
+        token = config.join or await server.token()
+        if not config.join and keep_token is not None:
+            keep_token(token)
+        say(server.introduction(None if keep_token else token, metrics=metrics))
+        if gateway is not None:
+            gateway.join(token)
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(work)
                 for work in (server.engine.run(), server.member.run(), server.sampler.run(), server.tick())
             ]
+            watching = tasks.create_task(gateway.watch(say)) if gateway is not None else None
             leaving = tasks.create_task(leave.wait())
             await asyncio.wait({leaving, *running}, return_when=asyncio.FIRST_COMPLETED)
+            if watching is not None:
+                watching.cancel()
             if not leaving.done():
                 return  # something broke, which the group raises
             say("leaving the swarm")
@@ -167,6 +185,7 @@ class Server:
             observe=self._observe,
             chunk_tokens=self._chunk_tokens,
             pack=self._wire or to_wire,
+            on_spent=lambda session, waited_s, computed_s: self.sessions.spend(session, waited_s, computed_s),
         )
         self.sessions = Sessions(
             swarm.peer_id,
@@ -180,6 +199,7 @@ class Server:
             on_request=self._demand.arrived,
             on_served=self._demand.served,
             on_tokens=self._tokens.came,
+            compile_grammar=GrammarQueue(Grammars(lambda: text_of(prepared.source))).compile,
         )
         self.blocks = Blocks(
             prepared,
@@ -344,10 +364,16 @@ class Server:
         if self._wire and self._wire.error:
             self._say(f"activations that were sent on in 8 bits are off by {self._wire.error:.2%} (root mean square)")
 
-    async def introduction(self, *, metrics: str | None = None, keep_token: Say | None = None) -> str:
+    async def token(self) -> str:
+        """A new join token of this swarm."""
+        expires_at = time.time() + self._config.token_days * 86_400
+        token = await self._swarm.token(expires_at=expires_at, direct=direct_addresses(self.links.addresses))
+        return token.encode()
+
+    def introduction(self, token: str | None, *, metrics: str | None = None) -> str:
         """What the terminal shows once we are in the swarm; `metrics` is where they can be read.
 
-        With `keep_token` the token of a swarm that we start goes there.
+        Without `token` the one of a swarm that we start is in a file.
         """
         prepared, config = self._prepared, self._config
         name = prepared.source.name
@@ -361,14 +387,10 @@ class Server:
         if metrics is not None:
             lines.append(f"  metrics {metrics}")
         if not config.join:
-            token = await self._swarm.token(
-                expires_at=time.time() + config.token_days * 86_400, direct=direct_addresses(self.links.addresses)
-            )
-            if keep_token is not None:
-                keep_token(token.encode())
+            if token is None:
                 lines.append("whoever has the token is a member; it is kept in the file that was asked for")
             else:
-                lines += ["whoever has this token is a member:", "", token.encode(), ""]
+                lines += ["whoever has this token is a member:", "", token, ""]
             lines += [
                 f"join it:  chainserve-server --model {name} --join TOKEN",
                 "ask it:   chainserve chat TOKEN",

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from chainserve.errors import CacheFullError, FrameError, StepError
+from chainserve.errors import CacheFullError, FrameError, GrammarError, StepError
+from chainserve.models.grammars import Matcher
 from chainserve.models.sampling import TokenSampler
 from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve.protocol.messages import (
@@ -36,6 +37,7 @@ from chainserve.protocol.places import Answer, HeadChain, Places
 from chainserve.protocol.sampling import Sampling
 from chainserve.types import PeerId, SessionId, Span
 from chainserve_server.engine import Engine
+from chainserve_server.grammars import Compile, Compiled
 from chainserve_server.kept_pages import CertainPages, num_common
 from chainserve_server.steps import Post, ServerSession, Steps
 from chainserve_server.token_mode import ExtraSeconds, HeadTokens
@@ -73,8 +75,11 @@ class Sessions:
         places: Places | None = None,
         idle_s: float = IDLE_S,
         clock: Callable[[], float] = time.monotonic,
+        compile_grammar: Compile | None = None,  # None: there are no grammars here
     ) -> None:
         self._me = me
+        self._compile_grammar = compile_grammar
+        self._compiling: dict[SessionId, tuple[PeerId, Open]] = {}  # those that wait for their grammar
         self._model = model
         self._engine = engine
         self._post = post
@@ -133,6 +138,10 @@ class Sessions:
     def emit(self, receiver: PeerId, message: Outgoing) -> None:
         """Pass on what the engine has done."""
         self._steps.emit(receiver, message)
+
+    def spend(self, session_id: SessionId, waited_s: float, computed_s: float) -> None:
+        """Note what a session has taken of this server."""
+        self._steps.spend(session_id, waited_s, computed_s)
 
     def fail(self, session_id: SessionId, code: FailureCode, detail: str, *, peer: PeerId | None = None) -> None:
         """End a session and tell both neighbours; `peer` is who is at fault, if not we."""
@@ -205,10 +214,13 @@ class Sessions:
             return
         self._answer([(peer, Failed(message.session, self._me, *refusal))])
 
-    def _handle_open(self, peer: PeerId, message: Open, *, has_waited: bool = False) -> None:
+    def _handle_open(
+        self, peer: PeerId, message: Open, *, has_waited: bool = False, compiled: Compiled | None = None
+    ) -> None:
         hop = message.hops[message.position]
         before = message.hops[message.position - 1].peer if message.position else message.client
         refusal: tuple[FailureCode, str] | None = None
+        is_head, is_tail = message.position == 0, message.position == len(message.hops) - 1
         if self._waits(message.session) and not has_waited:
             self._stray(peer, message)
             return
@@ -227,14 +239,18 @@ class Sessions:
             if refusal is None and not has_waited and (first := self._who_computes(message)) is not None:
                 self._waiting.setdefault(first, []).append((peer, message, self._clock()))
                 return
+            if refusal is None and is_tail and message.sampling and message.sampling.grammar is not None:
+                if compiled is None and self._compile_grammar is not None:
+                    self._compiling[message.session] = peer, message
+                    self._compile_grammar(message.sampling.grammar, lambda made: self._open_with(message, made))
+                    return
+                refusal = _no_matcher(compiled)
             refusal = refusal or self._reserve(message)
-        is_head = message.position == 0
         if refusal:
             self._answer([(peer, Failed(message.session, self._me, *refusal))])
             if is_head and message.session not in self._open:
                 self._answer(self.places.end(peer, message.session, now_s=self._clock()))
             return
-        is_tail = message.position == len(message.hops) - 1
         session = self._open[message.session] = ServerSession(
             previous=peer,
             next=message.client if is_tail else message.hops[message.position + 1].peer,
@@ -249,7 +265,8 @@ class Sessions:
             prefix=message.prefix,
         )
         if message.sampling is not None:
-            self._begin_token_mode(session, message, message.sampling)
+            matcher = compiled if isinstance(compiled, Matcher) else None
+            self._begin_token_mode(session, message, message.sampling, matcher)
             num_cached = self._engine.cache.length(message.session, 0)
             message = replace(message, num_cached=num_cached if is_head else min(num_cached, message.num_cached))
         self.counts["opened"] += 1
@@ -267,11 +284,19 @@ class Sessions:
             onward = replace(message, position=message.position + 1)
             self._post(message.hops[onward.position].peer, onward)
 
-    def _begin_token_mode(self, session: ServerSession, message: Open, sampling: Sampling) -> None:
+    def _open_with(self, message: Open, compiled: Compiled) -> None:
+        """Go on with opening a session whose grammar has been compiled, if it is still wanted."""
+        peer, waiting = self._compiling.pop(message.session, (None, None))
+        if peer is not None and waiting is message:
+            self._handle_open(peer, message, has_waited=True, compiled=compiled)
+
+    def _begin_token_mode(
+        self, session: ServerSession, message: Open, sampling: Sampling, matcher: Matcher | None
+    ) -> None:
         """What the ends of a chain need to embed, to sample and to go on."""
         session.pages = CertainPages(message.model, message.prefix)
         if session.is_tail:
-            session.sampler = TokenSampler(message.session, sampling, max_tokens=message.max_tokens)
+            session.sampler = TokenSampler(message.session, sampling, max_tokens=message.max_tokens, matcher=matcher)
             session.far = message.hops[0].peer
         if session.is_head:
             session.tokens = HeadTokens(
@@ -296,6 +321,8 @@ class Sessions:
             return f"a bias for token {token} of a vocabulary of {self._vocab_size}"
         if sampling.needs_history and message.prefix:
             return "penalties count every token: none of the prompt can be left out as cached"
+        if sampling.grammar is not None and len(message.prefix) * PAGE_TOKENS > sampling.num_prompt_tokens:
+            return "the tail has to see every token of an answer in a grammar: none can be left out as cached"
         return None
 
     def _take_place(self, peer: PeerId, message: Open) -> tuple[FailureCode, str] | None:
@@ -378,10 +405,14 @@ class Sessions:
 
     def _waits(self, session: SessionId) -> bool:
         """Whether it waits for the pages of another."""
-        return any(message.session == session for waiting in self._waiting.values() for _, message, _ in waiting)
+        for_pages = any(message.session == session for waiting in self._waiting.values() for _, message, _ in waiting)
+        return for_pages or session in self._compiling
 
     def _stop_waiting(self, is_gone: Callable[[PeerId, SessionId], bool]) -> None:
-        """Forget who waited for the pages of others and does not want to be opened any more."""
+        """Forget who waited to be opened, for the pages of others or a grammar, and does not want it any more."""
+        for session_id, (peer, _) in list(self._compiling.items()):
+            if is_gone(peer, session_id):
+                del self._compiling[session_id]
         for first, waiting in list(self._waiting.items()):
             self._waiting[first] = [one for one in waiting if not is_gone(one[0], one[1].session)]
 
@@ -396,3 +427,16 @@ class Sessions:
         """A message for no session of this peer: late, or not its business. Nothing is disturbed."""
         logger.debug("stray %s from %s", type(message).__name__, peer)
         self.counts["stray"] += 1
+
+
+def _no_matcher(compiled: Compiled | None) -> tuple[FailureCode, str] | None:
+    """Why a session cannot be held to its grammar, if it cannot."""
+    match compiled:
+        case Matcher():
+            return None
+        case GrammarError():
+            return FailureCode.BAD_GRAMMAR, str(compiled)
+        case None:
+            return FailureCode.NO_GRAMMARS, "this server follows no grammars"
+        case _:
+            return FailureCode.NO_GRAMMARS, str(compiled)

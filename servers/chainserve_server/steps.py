@@ -18,6 +18,7 @@ from chainserve.protocol.messages import (
     Prompt,
     Reorder,
     Sampled,
+    Spent,
     Stalled,
     Step,
     WireTensor,
@@ -56,10 +57,18 @@ class ServerSession:
     far: PeerId | None = None  # in token mode the head's tail and the tail's head
     prefix: tuple[bytes, ...] = ()  # hashes of the prompt's pages
     pages: CertainPages | None = None  # in token mode: what others may be spared to compute
+    before: tuple[Spent, ...] = ()  # in token mode: what it has taken of the servers before this one
+    waited_s: float = 0.0
+    computed_s: float = 0.0
 
     @property
     def is_token_mode(self) -> bool:
         return self.pages is not None
+
+    @property
+    def spent(self) -> tuple[Spent, ...]:
+        """What it has taken of each server up to this one."""
+        return *self.before, Spent(int(1e6 * self.waited_s), int(1e6 * self.computed_s))
 
     @property
     def neighbours(self) -> set[PeerId]:
@@ -117,6 +126,12 @@ class Steps:
             case Stalled():
                 self._handle_stalled(peer, message)
 
+    def spend(self, session_id: SessionId, waited_s: float, computed_s: float) -> None:
+        """Note what a session has taken of this server."""
+        if session := self._open.get(session_id):
+            session.waited_s += waited_s
+            session.computed_s += computed_s
+
     def emit(self, receiver: PeerId, message: Outgoing) -> None:
         """Pass on what the engine has done."""
         match message:
@@ -129,7 +144,13 @@ class Steps:
                 if receiver == self._me:
                     self._handle_sampled(self._me, message)
                     return
+                message = Sampled(tuple(self._with_spent(receiver, choice) for choice in message.choices))
         self._post(receiver, message)
+
+    def _with_spent(self, receiver: PeerId, choice: Choice) -> Choice:
+        """What the client is told of its session's times."""
+        session = self._open.get(choice.session)
+        return choice if session is None or receiver != session.client else replace(choice, spent=session.spent)
 
     def _done(self, step: Step) -> Step:
         """Take note that a step's outputs go on; in token mode its head numbers it, as that has cut the prompt."""
@@ -139,7 +160,7 @@ class Steps:
         if session.tokens is not None:
             step = session.tokens.number(step)
         session.num_done = step.sequence + 1
-        return step
+        return replace(step, spent=session.spent) if session.is_token_mode else step
 
     def _handle_opened(self, peer: PeerId, message: Opened) -> None:
         session = self._open.get(message.session)
@@ -240,6 +261,7 @@ class Steps:
             elif (fault := self._fault_of(session, step, width=message.tensor.shape[1])) is not None:
                 self._fail(step.session, FailureCode.BAD_MESSAGE, fault)
             else:
+                session.before = step.spent
                 self._count_tokens(session, step)
                 self._run(session, step, hidden)
 

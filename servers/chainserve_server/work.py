@@ -63,6 +63,8 @@ class Keeping:
 
 Item = Work | Reordering | Keeping
 Outgoing = Activations | Sampled | Reorder
+Failure = tuple[SessionId, FailureCode, str]
+"""A session that cannot go on, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Outcome:
     """What an iteration gave: messages to pass on, and sessions that cannot go on."""
 
     messages: list[tuple[PeerId, Outgoing]]
-    failures: list[tuple[SessionId, FailureCode, str]]
+    failures: list[Failure]
     forwards: list[Forward] = field(default_factory=list)
 
 

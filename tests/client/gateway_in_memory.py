@@ -3,14 +3,11 @@
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from string import ascii_letters
 from typing import Any
 
 import aiohttp
-from served_in_memory import MODEL, VOCAB, MemorySwarmOfServers
-from tokenizers import Tokenizer, decoders, models
+from served_in_memory import MODEL, TEMPLATE, MemorySwarmOfServers, text_bundle
 
-from chainserve.protocol.text import TextBundle
 from chainserve_client.client import AsyncClient
 from chainserve_client.gateway.app import Gateway
 from chainserve_client.gateway.command import listening
@@ -19,23 +16,7 @@ from chainserve_client.health.page import HealthPage
 from chainserve_client.health.watch import Watch, watching
 from chainserve_client.text_model import TextModel
 
-ALPHABET = ascii_letters[:VOCAB]
 MAX_POSITION = 500
-TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
-
-
-def text_model(*, end_tokens: tuple[int, ...], max_position: int) -> TextModel:
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(ALPHABET)}, merges=[]))
-    tokenizer.decoder = decoders.ByteLevel()
-    bundle = TextBundle(
-        tokenizer=tokenizer.to_str(),
-        chat_template=TEMPLATE,
-        special_tokens={},
-        end_tokens=end_tokens,
-        vocab_size=VOCAB,
-        max_position=max_position,
-    )
-    return TextModel(MODEL.name, bundle)
 
 
 @asynccontextmanager
@@ -44,11 +25,13 @@ async def gateway_over(
     *,
     end_tokens: tuple[int, ...] = (),
     max_position: int = MAX_POSITION,
+    chat_template: str = TEMPLATE,
     **options: Any,
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """A session of an HTTP client whose paths are the gateway's; `options` are those of `Gateway`."""
     network = await swarm.client()
-    client = AsyncClient(network, MODEL, text_model(end_tokens=end_tokens, max_position=max_position))
+    bundle = text_bundle(end_tokens=end_tokens, max_position=max_position, chat_template=chat_template)
+    client = AsyncClient(network, MODEL, TextModel(MODEL.name, bundle))
     async with listening(Gateway(Models(network, client), **options), host="127.0.0.1", port=0) as url:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(url, connector=connector) as http:
@@ -60,7 +43,8 @@ async def page_over(swarm: MemorySwarmOfServers, **options: Any) -> AsyncIterato
     """An HTTP client whose paths are the gateway's, which has the page; `options` are those of `Gateway`."""
     network = await swarm.client()
     await network.swarm.refresh()
-    client = AsyncClient(network, MODEL, text_model(end_tokens=(), max_position=MAX_POSITION))
+    bundle = text_bundle(end_tokens=(), max_position=MAX_POSITION)
+    client = AsyncClient(network, MODEL, TextModel(MODEL.name, bundle))
     async with watching(network, swarm="home") as watch:
         gateway = Gateway(Models(network, client), page=HealthPage(watch), **options)
         async with listening(gateway, host="127.0.0.1", port=0) as url, aiohttp.ClientSession(url) as http:

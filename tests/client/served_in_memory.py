@@ -9,19 +9,23 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import takewhile
+from string import ascii_lowercase, digits
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from live_swarms import NOW, NUM_BLOCKS, peer, plan_of, server
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from chainserve.models.cache import KVCache
+from chainserve.models.grammars import Grammars
 from chainserve.models.sampling import TokenSampler
 from chainserve.planning.values import Placement, PlannedChain
 from chainserve.protocol.messages import Message, Step
 from chainserve.protocol.pages import PAGE_TOKENS
 from chainserve.protocol.places import Places
 from chainserve.protocol.sampling import Sampling
+from chainserve.protocol.text import TextBundle
 from chainserve.swarm.memory import MemoryHub, MemorySwarm
 from chainserve.swarm.plans import SwarmPlan, record_of
 from chainserve.swarm.rehearsal import MODEL_DIGEST
@@ -32,11 +36,16 @@ from chainserve.types import Chain, Hop, PeerId, SessionId, Span
 from chainserve_client.network import ModelInSwarm, Network
 from chainserve_server.admission import head_chains
 from chainserve_server.engine import Engine
+from chainserve_server.grammars import GrammarQueue
 from chainserve_server.sessions import Sessions
 from chainserve_server.work import Item
 
 HIDDEN = 4
-VOCAB = 50
+ALPHABET = ascii_lowercase + digits + '{}[]":, \n<>/_-'
+"""Tokens are single characters, enough of them for JSON."""
+VOCAB = len(ALPHABET)
+BYTE_LEVEL = {" ": "Ġ", "\n": "Ċ"}
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 P = 97.0
 CHUNK_TOKENS = 8
 MODEL = ModelInSwarm("org/model", MODEL_DIGEST, NUM_BLOCKS, "float32")
@@ -68,11 +77,23 @@ def logits(hidden: torch.Tensor) -> torch.Tensor:
     return -(torch.arange(VOCAB) - likeliest).abs()
 
 
+def text_bundle(*, end_tokens: tuple[int, ...] = (VOCAB - 1,), **changes: Any) -> TextBundle:
+    """What servers would hand out."""
+    written = {letter: BYTE_LEVEL.get(letter, letter) for letter in ALPHABET}
+    tokenizer = Tokenizer(models.BPE(vocab={written[letter]: i for i, letter in enumerate(ALPHABET)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    usual: dict[str, Any] = {"chat_template": TEMPLATE, "special_tokens": {}, "vocab_size": VOCAB, "max_position": 500}
+    return TextBundle(tokenizer=tokenizer.to_str(), end_tokens=end_tokens, **(usual | changes))
+
+
 def generated(prompt: Sequence[int], sampling: Sampling, *, num_tokens: int) -> list[int]:
     """What one server without a swarm would answer."""
     ids = list(prompt)
     max_tokens = len(prompt) + num_tokens - 1
-    sampler = TokenSampler(SessionId(bytes(16)), replace(sampling, max_drafts=0), max_tokens=max_tokens)
+    matcher = None if sampling.grammar is None else Grammars(text_bundle).compile(sampling.grammar)
+    alone = replace(sampling, max_drafts=0)
+    sampler = TokenSampler(SessionId(bytes(16)), alone, max_tokens=max_tokens, matcher=matcher)
     while True:
         sampler.take(0, ids)
         row = logits(whole_model(embed(torch.tensor(ids)))[-1:])
@@ -175,6 +196,7 @@ class MemoryServer:
             emit=lambda to, message: self.sessions.emit(to, message),
             fail=lambda session, code, detail: self.sessions.fail(session, code, detail),
             chunk_tokens=lambda _work, _num_decoding: CHUNK_TOKENS,
+            on_spent=lambda session, waited_s, computed_s: self.sessions.spend(session, waited_s, computed_s),
         )
         self.links = links_of(self.peer, wires, self._handle, self._lost)
         self.outbox = Outbox(self.links, on_lost=self._lost)
@@ -189,6 +211,7 @@ class MemoryServer:
             post=self.outbox.post,
             on_tokens=self._count,
             places=Places(self.peer),
+            compile_grammar=GrammarQueue(Grammars(text_bundle)).compile,
         )
         self.sessions.span = span
         self.sessions.closed_because = None

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 import pytest
-from gateway_in_memory import ALPHABET, asking, continuing, events_of, gateway_over, posted, text_of
-from served_in_memory import MODEL, generated, served
+from gateway_in_memory import asking, continuing, events_of, gateway_over, posted, text_of
+from served_in_memory import ALPHABET, MODEL, generated, served
 
 from chainserve.protocol.sampling import Sampling
 from chainserve.types import Span

@@ -14,6 +14,7 @@ from chainserve.types import Span
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 async def test_five_hundred_requests_made_from_the_description_find_no_server_error() -> None:
     async with served({"a": Span(0, 4), "b": Span(4, 8)}) as swarm, gateway_over(swarm) as http:
         assert await asyncio.to_thread(run, str(http._base_url).rstrip("/")) >= 500

@@ -32,6 +32,8 @@ async def error_of(response: aiohttp.ClientResponse) -> dict[str, Any]:
     return error
 
 
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f"}}
+CALL: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 BAD_CHATS: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"temperature": 2.1}, "temperature", "invalid_value"),
     ({"temperature": "1"}, "temperature", "invalid_value"),
@@ -49,16 +51,36 @@ BAD_CHATS: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"logit_bias": {"1": 101}}, "logit_bias.1", "invalid_value"),
     ({"messages": []}, "messages", "invalid_value"),
     ({"messages": [{"role": "user"}]}, "messages.0.content", "missing"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "invalid_value"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.role", "invalid_value"),
+    ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content", "missing"),
+    ({"messages": [{"role": "user", "tool_calls": [CALL]}]}, "messages.0.tool_calls", "invalid_value"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages.0.tool_calls.0.id", "missing"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.text", "missing"),
     ({"messages": "hello"}, "messages", "invalid_value"),
     ({"model": None}, "model", "missing"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
     ({"stream": "yes"}, "stream", "invalid_value"),
-    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-    ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"tools": [{"type": "function"}]}, "tools.0.function", "missing"),
+    ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools.0.type", "invalid_value"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "invalid_value"),
+    ({"tools": [TOOL, TOOL]}, "tools", "invalid_value"),
+    ({"tools": [TOOL] * 129}, "tools", "invalid_value"),
+    ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+    ({"tool_choice": "any"}, "tool_choice", "invalid_value"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "invalid_value"),
+    ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format", "invalid_value"),
+    ({"tools": [TOOL], "tool_choice": "required", "ignore_eos": True}, "ignore_eos", "invalid_value"),
+    ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema", "missing"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": True}}},
+        "response_format.json_schema.schema",
+        "invalid_value",
+    ),
+    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "invalid_value"),
     ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter"),
 )
 BAD_COMPLETIONS: tuple[tuple[dict[str, Any], str, str], ...] = (
@@ -72,6 +94,8 @@ BAD_COMPLETIONS: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"echo": True}, "echo", "unsupported_parameter"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
     ({"best_of": 2}, "best_of", "unsupported_parameter"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
 )
 
 

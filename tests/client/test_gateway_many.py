@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 import pytest
 from gateway_in_memory import asking, events_of, gateway_over, text_of
-from served_in_memory import served
+from served_in_memory import served, until
 
 from chainserve.types import Span
 
@@ -36,4 +36,43 @@ async def test_two_hundred_streams_run_at_once_and_none_is_lost() -> None:
         assert len(set(texts)) == 1
         async with http.get("/healthz", timeout=aiohttp.ClientTimeout(total=2)) as response:
             assert response.status == 200
+        swarm.check_free()
+
+
+NUM_READERS = 3
+NUM_TOKENS = 100
+
+
+@pytest.mark.slow
+async def test_readers_that_are_slow_do_not_slow_others() -> None:
+    """Beside slow readers a stream takes no longer than beside quick ones, with some room for a busy machine."""
+    async with served({"a": Span(0, 4), "b": Span(4, 8)}) as swarm, gateway_over(swarm) as http:
+        fields = asking(stream=True, max_tokens=NUM_TOKENS, logprobs=True, top_logprobs=20)
+
+        async def read(pause_s: float, begun: asyncio.Event | None = None) -> None:
+            async with http.post("/v1/chat/completions", json=fields, read_bufsize=2048) as response:
+                while await response.content.read(2048):
+                    if begun is not None:
+                        begun.set()
+                    await asyncio.sleep(pause_s)
+
+        async def seconds_beside(pause_s: float) -> tuple[float, int]:
+            """How long a stream takes beside others that read so, and how many of these go on behind it."""
+            begun = [asyncio.Event() for _ in range(NUM_READERS)]
+            others = [asyncio.create_task(read(pause_s, event)) for event in begun]
+            await asyncio.gather(*(event.wait() for event in begun))
+            began_s = asyncio.get_running_loop().time()
+            await read(0.0)
+            seconds = asyncio.get_running_loop().time() - began_s
+            num_unread = sum(not other.done() for other in others)
+            for other in others:
+                other.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            return seconds, num_unread
+
+        quick, _ = await seconds_beside(0.0)
+        slow, num_unread = await seconds_beside(0.2)
+        assert num_unread == NUM_READERS
+        assert slow <= 1.5 * quick + 0.5
+        await until(lambda: not any(len(made.sessions) for made in swarm.servers.values()))
         swarm.check_free()

@@ -34,6 +34,7 @@ from chainserve.protocol.messages import (
     Queued,
     Reorder,
     Sampled,
+    Spent,
     Stalled,
     Step,
     Topic,
@@ -41,7 +42,7 @@ from chainserve.protocol.messages import (
     row_bytes,
 )
 from chainserve.protocol.pages import HASH_BYTES
-from chainserve.protocol.sampling import MAX_LOGPROBS, Sampling
+from chainserve.protocol.sampling import MAX_GRAMMAR_BYTES, MAX_LOGPROBS, Sampling
 from chainserve.types import Hop, PeerId, SessionId, Span
 
 LIMITS = Limits()
@@ -57,16 +58,24 @@ SAMPLING = Sampling(
     end_tokens=(2,),
     num_logprobs=2,
     max_drafts=4,
+    grammar='start: "é"',
 )
 TOKEN_OPEN = replace(OPEN, num_lanes=1, sampling=SAMPLING, prefix=(bytes(16), bytes(range(16))), num_cached=16)
-CHOICE = Choice(SESSION, 9, (4, 5), is_last=True, logprobs=(Logprobs(-0.5, ((4, -0.5), (1, -2.0))), Logprobs(-1.0, ())))
+CHOICE = Choice(
+    SESSION,
+    9,
+    (4, 5),
+    is_last=True,
+    logprobs=(Logprobs(-0.5, ((4, -0.5), (1, -2.0))), Logprobs(-1.0, ())),
+    spent=(Spent(1, 2), Spent(0, 2**32 - 1)),
+)
 SAMPLED = Sampled((CHOICE, Choice(OTHER, 0, (1,), is_last=False)))
 PROMPT = Prompt(SESSION, (1, 2, 70_000))
 ADMIT = Admit(SESSION, HOPS, epoch=7, num_tokens=2048)
 ACTIVATIONS = Activations(
     (
         Step(SESSION, 0, start=5, num_tokens=2, num_outputs=1, sequence=3),
-        Step(OTHER, 1, start=0, num_tokens=1, num_outputs=0, ids=(7,)),
+        Step(OTHER, 1, start=0, num_tokens=1, num_outputs=0, ids=(7,), spent=(Spent(5, 6),)),
     ),
     WireTensor("bfloat16", (3, 4), bytes(range(24))),
 )
@@ -120,9 +129,10 @@ samplings = st.builds(
     frequency_penalty=penalties,
     seed=st.integers(0, 2**63 - 1),
     logit_bias=st.lists(st.tuples(tokens, penalties), max_size=3).map(tuple),
-    end_tokens=st.lists(tokens, max_size=3).map(tuple),
+    end_tokens=st.lists(tokens, min_size=1, max_size=3).map(tuple),
     num_logprobs=st.none() | st.integers(0, MAX_LOGPROBS),
-    max_drafts=st.integers(0, 64),
+    max_drafts=st.integers(0, 63),
+    grammar=st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=20),
 )
 logprobs = st.builds(Logprobs, st.floats(-20, 0), st.lists(st.tuples(tokens, st.floats(-20, 0)), max_size=3).map(tuple))
 
@@ -497,6 +507,10 @@ def test_a_refusal_quotes_little_of_what_it_refuses() -> None:
         ("end_tokens", [2**24]),
         ("num_logprobs", 21),
         ("max_drafts", 65),
+        ("grammar", b"start"),
+        ("grammar", ""),
+        ("grammar", "x" * (MAX_GRAMMAR_BYTES + 1)),
+        ("end_tokens", []),  # with a grammar
     ],
 )
 def test_sampling_that_makes_no_sense_is_refused(name: str, value: object) -> None:

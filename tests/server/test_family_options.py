@@ -46,6 +46,7 @@ def told(text: str) -> list[tuple[str, str]]:
     [
         ("", False),
         ("--device cuda:1", False),
+        ("--gateway 8000", False),
         ("--num-servers 1", False),
         ("--num-servers 2", True),
         ("--num-servers 0", True),  # to be refused

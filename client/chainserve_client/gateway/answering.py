@@ -14,7 +14,7 @@ from aiohttp import web
 
 from chainserve.errors import ChainserveError
 from chainserve_client.client import AsyncClient
-from chainserve_client.gateway.answers import DONE, Answer, event, route
+from chainserve_client.gateway.answers import DONE, Answer, event, hop_times, route
 from chainserve_client.gateway.asked import Asked
 from chainserve_client.gateway.errors import api_error, context_exceeded
 from chainserve_client.gateway.form import Form
@@ -34,11 +34,13 @@ async def streams_of(client: AsyncClient, form: Form, asked: Asked, *, max_wait_
     streams = []
     for prompt in asked.prompts:
         ids = await asyncio.to_thread(form.encode, client, prompt)
+        grammar = form.grammar(client, prompt)
         for number in range(asked.num_choices):
             options = GenerationOptions(**asked.options)
             options["max_new_tokens"] = _max_tokens(asked, form, len(ids), client.text.max_position)
             options["seed"] = None if asked.seed is None else (asked.seed + number) % 2**63
             options["max_wait_s"] = max_wait_s
+            options["grammar"] = grammar
             streams.append(client.stream(ids, **options))
     return streams
 
@@ -64,6 +66,7 @@ async def answer_whole(streams: Sequence[Stream], answer: Answer) -> web.Respons
     slowest = max(generations, key=lambda generation: generation.total_s)
     headers = {
         ROUTE: route(slowest.chain),
+        "x-chainserve-hops": hop_times(slowest),
         "x-chainserve-queue-ms": f"{1000 * slowest.opened_s:.0f}",
         "x-chainserve-first-token-ms": f"{1000 * slowest.first_token_s:.0f}",
         "x-chainserve-tokens-per-s": f"{slowest.tokens_per_second:.1f}",

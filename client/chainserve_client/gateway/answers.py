@@ -24,32 +24,39 @@ class Answer:
         self._ends = frozenset() if asked.options.get("ignore_end") else client.text.end_tokens
         self._head = {"id": f"{form.id_prefix}-{secrets.token_hex(12)}", "created": int(time.time())}
         self._model = asked.model
-        self._logprobs = [form.logprobs(client.text) for _ in range(len(asked.prompts) * asked.num_choices)]
+        prompts = [prompt for prompt in asked.prompts for _ in range(asked.num_choices)]
+        self._logprobs = [form.logprobs(client.text) for _ in prompts]
+        self._writers = [form.writer(client.text, prompt) for prompt in prompts]
 
     def whole(self, generations: Sequence[Generation]) -> dict[str, Any]:
         """All choices, which come prompt by prompt."""
         choices = []
         for index, generation in enumerate(generations):
             scored = list(zip(generation.tokens, generation.logprobs, strict=False))
-            choice = self._choice(index, self._form.whole(generation.text), scored)
-            choices.append(self._ended(choice, generation))
+            choice = self._choice(index, self._writers[index].whole(generation.text), scored)
+            choices.append(self._ended(index, choice, generation))
         return {**self._body(self._form.whole_object, choices), "usage": self._usage(generations)}
 
     def first(self, index: int) -> bytes:
         """How a choice begins."""
-        choice = self._form.first()
+        choice = self._writers[index].first()
         return b"" if choice is None else self._event([self._choice(index, choice)])
 
     def piece(self, index: int, piece: Piece) -> bytes:
         """More of a choice; nothing if there is nothing to tell."""
         scored = [] if piece.logprobs is None else [(piece.token, piece.logprobs)]
-        if not piece.text and not self._shown(scored):
-            return b""
-        return self._event([self._choice(index, self._form.delta(piece.text), scored)])
+        parts = self._writers[index].more(piece.text)
+        if not parts and self._shown(scored):
+            parts = [self._writers[index].empty()]
+        choices = [self._choice(index, part, () if at else scored) for at, part in enumerate(parts)]
+        return b"".join(self._event([choice]) for choice in choices)
 
     def last(self, index: int, generation: Generation) -> bytes:
         """How a choice ends."""
-        return self._event([self._ended(self._choice(index, self._form.last()), generation)])
+        writer = self._writers[index]
+        parts = [*writer.rest(), writer.empty()]
+        *choices, last = (self._choice(index, part) for part in parts)
+        return b"".join(self._event([each]) for each in (*choices, self._ended(index, last, generation)))
 
     def usage(self, generations: Sequence[Generation]) -> bytes:
         """The event before the last, for who wants it."""
@@ -66,9 +73,9 @@ class Answer:
         """Without the end token, which is no part of the text."""
         return [(token, logprobs) for token, logprobs in scored if token not in self._ends]
 
-    def _ended(self, choice: Choice, generation: Generation) -> Choice:
+    def _ended(self, index: int, choice: Choice, generation: Generation) -> Choice:
         report = {"chainserve": report_of(generation)} if self._asked.with_report else {}
-        return {**choice, "finish_reason": generation.finish_reason, **report}
+        return {**choice, "finish_reason": self._writers[index].reason(generation.finish_reason), **report}
 
     def _event(self, choices: Sequence[Choice]) -> bytes:
         usage = {"usage": None} if self._asked.with_usage else {}
@@ -98,10 +105,22 @@ def route(chain: Chain) -> str:
     return ", ".join(f"{hop.peer} {hop.span}" for hop in chain.hops)
 
 
+def hop_times(generation: Generation) -> str:
+    """'PEER queue=1.2 compute=30.5, ...' in milliseconds, as a header has it."""
+    times = generation.hop_times
+    return ", ".join(
+        f"{each.peer} queue={1000 * each.queue_s:.1f} compute={1000 * each.compute_s:.1f}" for each in times
+    )
+
+
 def report_of(generation: Generation) -> dict[str, Any]:
     """Where a choice was made, and how fast."""
     return {
         "route": [{"peer": hop.peer, "blocks": [hop.span.start, hop.span.end]} for hop in generation.chain.hops],
+        "hops": [
+            {"peer": each.peer, "queue_s": round(each.queue_s, 4), "compute_s": round(each.compute_s, 4)}
+            for each in generation.hop_times
+        ],
         "queue_s": round(generation.opened_s, 4),
         "first_token_s": round(generation.first_token_s, 4),
         "total_s": round(generation.total_s, 4),

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from aiohttp import web
 
-from chainserve.errors import ChainserveError
+from chainserve.errors import ChainserveError, GrammarError
 from chainserve.transport.exposition import PATH as METRICS_PATH
 from chainserve.transport.exposition import metrics_page
 from chainserve_client.gateway.answering import answer_stream, answer_whole, streams_of
@@ -86,9 +86,12 @@ class Gateway:
             streams = await streams_of(client, form, asked, max_wait_s=self._max_wait_s)
             streams = self._metrics.watched(request, client.model.name, streams)
             answer = Answer(form, asked, client)
-            if asked.is_stream:
-                return await answer_stream(request, streams, answer)
-            return await answer_whole(streams, answer)
+            try:
+                if asked.is_stream:
+                    return await answer_stream(request, streams, answer)
+                return await answer_whole(streams, answer)
+            except GrammarError as error:
+                raise ApiError(str(error), param=asked.grammar_param, code="invalid_grammar") from error
 
         return handle
 

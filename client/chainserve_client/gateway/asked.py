@@ -56,6 +56,8 @@ COMMON: Mapping[str, Schema] = {
     "chainserve": optional("boolean", default=False, description="report where and how fast each choice was made"),
 }
 
+NOT_SUPPORTED = "not supported yet"
+
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -72,7 +74,7 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "prompt_logprobs": (),
 }
-"""Fields that we cannot honour yet, and values besides null that ask for nothing."""
+"""Fields that we cannot honour yet, at least not everywhere, and values besides null that ask for nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +90,17 @@ class Asked:
     is_stream: bool
     with_usage: bool  # in a stream
     with_report: bool
+    grammar_param: str | None  # the field that the answer's grammar is made of
 
 
 def object_of(fields: Mapping[str, Schema], *required: str) -> Schema:
     """The schema of a request's body."""
-    return {"type": "object", "required": list(required), "properties": {**COMMON, **fields, **unsupported()}}
+    return {"type": "object", "required": list(required), "properties": {**COMMON, **unsupported(), **fields}}
 
 
 def unsupported() -> dict[str, Schema]:
     """What the description says of the fields that we cannot honour; `read` refuses them in its own words."""
-    return {name: {"description": "not supported yet", "enum": [None, *none]} for name, none in UNSUPPORTED.items()}
+    return {name: {"description": NOT_SUPPORTED, "enum": [None, *none]} for name, none in UNSUPPORTED.items()}
 
 
 def read(body: object, schema: Schema) -> dict[str, Any]:
@@ -105,19 +108,31 @@ def read(body: object, schema: Schema) -> dict[str, Any]:
     fields = {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
     if isinstance(fields, dict):
         for name, none in UNSUPPORTED.items():
-            if name in fields and fields[name] not in none:
-                raise ApiError(f"{name} is not supported yet", param=name, code="unsupported_parameter")
+            is_supported = schema["properties"][name].get("description") != NOT_SUPPORTED
+            if name in fields and fields[name] not in none and not is_supported:
+                raise ApiError(f"{name} is {NOT_SUPPORTED}", param=name, code="unsupported_parameter")
     check(fields, schema)
     return cast(dict[str, Any], fields)
 
 
 def asked_of(
-    fields: Mapping[str, Any], prompts: Sequence[Any], *, max_tokens: int | None, num_logprobs: int | None
+    fields: Mapping[str, Any],
+    prompts: Sequence[Any],
+    *,
+    max_tokens: int | None,
+    num_logprobs: int | None,
+    grammar_param: str | None = None,
 ) -> Asked:
     """What the fields that both endpoints have ask for; ApiError if they do not go together."""
     is_stream = fields.get("stream", False)
     if "stream_options" in fields and not is_stream:
         raise ApiError("stream_options is for streams: set stream to true", param="stream_options")
+    if grammar_param is not None and fields.get("ignore_eos"):
+        raise ApiError(
+            f"{grammar_param} says where the answer ends: leave ignore_eos out",
+            param="ignore_eos",
+            code="invalid_value",
+        )
     num_choices = fields.get("n", 1)
     if num_choices * len(prompts) > MAX_CHOICES:
         raise ApiError(f"n choices of each prompt are {MAX_CHOICES} at most together", param="n", code="invalid_value")
@@ -131,6 +146,7 @@ def asked_of(
         is_stream=is_stream,
         with_usage=bool(fields.get("stream_options", {}).get("include_usage")),
         with_report=fields.get("chainserve", False),
+        grammar_param=grammar_param,
     )
 
 

@@ -1,10 +1,14 @@
 """`chainserve gateway`: its options, and the server from start to end."""
 
 import argparse
+import asyncio
 import ipaddress
+import os
+import sys
+import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +34,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _add_options(gateway: argparse.ArgumentParser, *, port: int) -> None:
     gateway.add_argument("token", metavar="TOKEN", help=TOKEN_HELP)
+    gateway.add_argument("--leave-on-eof", action="store_true", help=argparse.SUPPRESS)
     gateway.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     gateway.add_argument("--port", type=int, default=port, help=f"0 takes any that is free ({port})")
     gateway.add_argument("--api-keys", type=Path, metavar="FILE", help="TOML file with a table per key; see api-key")
@@ -69,6 +74,21 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def end_of_input(*, is_watched: bool) -> asyncio.Event:
+    """Set when standard input ends, if that is watched: then whoever holds the other end is gone."""
+    loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def read() -> None:  # not through sys.stdin: a thread that waits in there keeps Python from ending
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(has_ended.set)
+
+    if is_watched:
+        threading.Thread(target=read, name="end of input", daemon=True).start()
+    return has_ended
 
 
 @asynccontextmanager

@@ -63,17 +63,33 @@ class Completions:
     def logprobs(self, text: TextModel) -> "CompletionLogprobs":
         return CompletionLogprobs(text)
 
+    def grammar(self, client: AsyncClient, prompt: Any) -> None:
+        return None
+
+    def writer(self, text: TextModel, prompt: Any) -> "CompletionWriter":
+        return CompletionWriter()
+
+
+class CompletionWriter:
+    """The text as it is."""
+
     def whole(self, text: str) -> Choice:
         return {"text": text}
 
     def first(self) -> None:
         return None
 
-    def delta(self, text: str) -> Choice:
-        return {"text": text}
+    def more(self, text: str) -> list[Choice]:
+        return [{"text": text}] if text else []
 
-    def last(self) -> Choice:
+    def rest(self) -> list[Choice]:
+        return []
+
+    def empty(self) -> Choice:
         return {"text": ""}
+
+    def reason(self, reason: str) -> str:
+        return reason
 
 
 class CompletionLogprobs:

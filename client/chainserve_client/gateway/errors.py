@@ -5,11 +5,14 @@ from typing import Any
 
 from chainserve.errors import (
     ChainserveError,
+    GrammarError,
     NoPlaceError,
     PromptTooLongError,
     ProtocolError,
     RequestError,
+    SessionRefusedError,
 )
+from chainserve.protocol.messages import FailureCode
 
 RETRY_S = 5.0
 """When nobody knows how long a place would have to be waited for."""
@@ -66,8 +69,12 @@ def api_error(error: ChainserveError) -> ApiError:
             return error
         case PromptTooLongError():
             return ApiError(str(error), code="context_length_exceeded")
+        case GrammarError():
+            return ApiError(str(error), code="invalid_grammar")
         case RequestError():
             return ApiError(str(error))
+        case SessionRefusedError(code=FailureCode.NO_GRAMMARS):
+            return ApiError(str(error), status=501, kind="server_error", code="grammars_unavailable")
         case NoPlaceError():
             retry_s = error.wait_s if error.wait_s is not None else RETRY_S
             return ApiError(str(error), status=429, kind="rate_limit_error", code="swarm_full", retry_s=retry_s)

@@ -21,6 +21,28 @@ class LogprobsForm(Protocol):
         """Those of the next tokens."""
 
 
+class Writer(Protocol):
+    """Writes the text of one choice."""
+
+    def whole(self, text: str) -> Choice:
+        """All of it, when it is complete."""
+
+    def first(self) -> Choice | None:
+        """What it begins with in a stream, if with anything."""
+
+    def more(self, text: str) -> list[Choice]:
+        """What of a stream is certain with this text, maybe nothing."""
+
+    def rest(self) -> list[Choice]:
+        """What was held back, when no more text comes."""
+
+    def empty(self) -> Choice:
+        """A part of a stream with no text."""
+
+    def reason(self, reason: str) -> str:
+        """Why it ended, after all its text, if it came to its end for this reason."""
+
+
 class Form(Protocol):
     """One endpoint."""
 
@@ -36,17 +58,11 @@ class Form(Protocol):
     def encode(self, client: AsyncClient, prompt: Any) -> list[int]:
         """The tokens of one of the prompts."""
 
+    def grammar(self, client: AsyncClient, prompt: Any) -> str | None:
+        """What the answer to it has to be in, if in anything."""
+
     def logprobs(self, text: TextModel) -> LogprobsForm:
         """A writer for one choice."""
 
-    def whole(self, text: str) -> Choice:
-        """The text of a choice that is complete."""
-
-    def first(self) -> Choice | None:
-        """What a choice begins with in a stream, if with anything."""
-
-    def delta(self, text: str) -> Choice:
-        """More text of a choice in a stream."""
-
-    def last(self) -> Choice:
-        """What a choice ends with in a stream."""
+    def writer(self, text: TextModel, prompt: Any) -> Writer:
+        """A writer for one choice of the answers to this prompt."""

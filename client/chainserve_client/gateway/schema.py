@@ -83,7 +83,8 @@ def _is_within(value: Any, schema: Schema) -> Any:
             )
             return bool(low <= value <= high and (value > above or above == -inf))
         case str():
-            return len(value) >= schema.get("minLength", 0)
+            fits = re.fullmatch(schema.get("pattern", "(?s:.*)"), value)
+            return fits and schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", inf)
         case list():
             return schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", inf)
         case _:
