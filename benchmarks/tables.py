@@ -400,26 +400,6 @@ def hop(report: dict[str, Any]) -> str:
     )
 
 
-def linear(report: dict[str, Any]) -> str:
-    """Linear layers by library, as Markdown."""
-    about, figures = report["circumstances"], report["figures"]
-    rows = [
-        [f"{part}, {name}", *(f"{ms:.1f}" for ms in by_rows.values())]
-        for part, by_name in figures.items()
-        for name, by_rows in by_name.items()
-    ]
-    num_rows = next(iter(next(iter(figures.values())).values()))
-    return "\n\n".join(
-        [
-            f"## Linear layers on the CPU\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: "
-            f"milliseconds for all linear layers of blocks, and for the head, of the bundled model's shape in float32, "
-            f"by rows; {about['threads']} threads; {about['hardware']}; {about['software']}; medians of "
-            f"{about['rounds']} rounds.",
-            table(["", *(f"{num} row{'s' if int(num) > 1 else ''}" for num in num_rows)], rows),
-        ]
-    )
-
-
 def on_a_gpu(forward: dict[str, Any], decode: dict[str, Any]) -> str:
     """One packed forward, and a swarm on the same device, as Markdown."""
     about, figures = forward["circumstances"], forward["figures"]
@@ -451,7 +431,7 @@ def on_a_gpu(forward: dict[str, Any], decode: dict[str, Any]) -> str:
     )
 
 
-SECTIONS = (decode, hop, linear, planning, simulator, profiles, churn, admission, burst, chaos, quantization)
+SECTIONS = (decode, hop, planning, simulator, profiles, churn, admission, burst, chaos, quantization)
 
 
 def main() -> None:
@@ -460,7 +440,7 @@ def main() -> None:
         return report
 
     sections = [section(result(section.__name__)) for section in SECTIONS]
-    sections.insert(3, on_a_gpu(result("gpu/forward"), result("gpu/decode")))
+    sections.insert(2, on_a_gpu(result("gpu/forward"), result("gpu/decode")))
     (PROJECT / "docs" / "benchmarks.md").write_text("\n\n".join([HEADING.strip(), *sections]) + "\n")
 
 

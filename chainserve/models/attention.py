@@ -9,7 +9,6 @@ a sequence may see follows from positions alone: new tokens are the last ones, a
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -19,9 +18,6 @@ from chainserve.models.rows import Rows
 
 ATTENTION = "chainserve"
 """Name under which transformers finds `packed_attention`."""
-
-FEW = 2**18
-"""Numbers in the keys of a sequence, up to which torch's kernel takes longer to wake its threads than to compute."""
 
 ATTENTION_ARGUMENTS = frozenset({"scaling", "sliding_window", "softcap", "s_aux"})
 """What families pass to attention that changes its result, and that we compute."""
@@ -142,24 +138,11 @@ def _decode(
     if window is not None:
         keys, values = [k[:, :, -window:] for k in keys], [v[:, :, -window:] for v in values]
     outputs = [
-        _few_keys(q, k, v, scaling=scaling)
-        if k.numel() <= FEW and k.dtype == torch.float32 and k.device.type == "cpu"
-        else scaled_dot_product_attention(q, k, v, scale=scaling)
+        scaled_dot_product_attention(q, k, v, scale=scaling)
         for q, k, v in zip(grouped.split(1), keys, values, strict=True)
     ]
     out = outputs[0] if num_sequences == 1 else torch.cat(outputs)
     return out.reshape(1, num_sequences, num_heads, -1)
-
-
-def _few_keys(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None) -> Tensor:
-    """The same by numpy, which lets one thread do what is sooner done than another thread is woken."""
-    with np.errstate(all="ignore"):  # what overflows does so without a word, as in torch
-        scores = np.matmul(q[0].numpy(), k[0].mT.numpy())
-        scores *= q.shape[-1] ** -0.5 if scaling is None else scaling
-        scores -= scores.max(axis=-1, keepdims=True)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=-1, keepdims=True)
-        return torch.from_numpy(np.matmul(scores, v[0].numpy())).unsqueeze(0)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, masks: Masks, *, scaling: float | None, window: int | None) -> Tensor:
