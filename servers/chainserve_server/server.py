@@ -316,7 +316,6 @@ class Server:
     def _report(self) -> Report:
         """What people may want to know of us."""
         plan = self.member.plan
-        self._told = self._tokens.per_s, self.blocks.loaded_share or 0.0
         return Report(
             device=self._device,
             name=self._config.name,
@@ -327,10 +326,10 @@ class Server:
 
     def _tell_progress(self) -> None:
         """Announce soon what people watch: loading goes on, answers come faster or have ended."""
-        tokens_per_s, loaded_share = self._told
-        is_slower = self._tokens.per_s < (1 - NEWS_SHARE) * tokens_per_s
-        is_faster = self._tokens.per_s > (1 + NEWS_SHARE) * tokens_per_s
-        if is_slower or is_faster or (self.blocks.loaded_share or 0.0) > loaded_share + LOADED_NEWS:
+        before_per_s, before_loaded = self._told
+        per_s, loaded_share = self._tokens.per_s, self.blocks.loaded_share or 0.0
+        if abs(per_s - before_per_s) > NEWS_SHARE * before_per_s or abs(loaded_share - before_loaded) > LOADED_NEWS:
+            self._told = per_s, loaded_share
             self.member.changed()
 
     async def tick(self) -> None:
