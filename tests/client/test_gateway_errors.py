@@ -191,6 +191,14 @@ async def test_a_request_id_is_taken_over_if_it_is_sane() -> None:
                 assert (response.headers["x-request-id"] == given_id) is is_taken
 
 
+async def test_names_that_others_let_lead_here_are_refused() -> None:
+    async with served(SPANS) as swarm, gateway_over(swarm, is_local=True) as http:
+        for name, status in (("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("evil.example", 421)):
+            async with http.get("/v1/models", headers={"Host": name}) as response:
+                assert response.status == status, name
+        assert (await http.get("/healthz", headers={"Host": "evil.example:80"})).status == 421
+
+
 async def test_pages_of_other_origins_are_let_in_only_if_named() -> None:
     headers = {"Origin": "https://app.example", "Access-Control-Request-Headers": "authorization"}
     async with served(SPANS) as swarm:

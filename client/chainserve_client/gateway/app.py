@@ -20,6 +20,7 @@ from chainserve_client.gateway.chat import Chat
 from chainserve_client.gateway.completions import Completions
 from chainserve_client.gateway.errors import ApiError, api_error, model_not_found
 from chainserve_client.gateway.form import Form
+from chainserve_client.gateway.hosts import is_loopback
 from chainserve_client.gateway.keys import Keys
 from chainserve_client.gateway.metrics import GatewayMetrics
 from chainserve_client.gateway.models import Models
@@ -49,11 +50,14 @@ class Gateway:
         max_wait_s: float | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
         page: HealthPage | None = None,
+        is_local: bool = False,
     ) -> None:
         """Without `keys` everybody may use it. A request waits for a place for `max_wait_s` at most.
 
-        A `page` shows the swarm at `/`.
+        A `page` shows the swarm at `/`. If it `is_local` it answers under names of this machine only: the owner of
+        another name could let that lead here, and a web page of theirs in a browser here would read what it likes.
         """
+        self._is_local = is_local
         self._models = models
         self._keys = keys
         self._cors_origins = cors_origins
@@ -62,7 +66,7 @@ class Gateway:
         self._began = int(time.time())
         self.app = web.Application(
             client_max_size=max_body_bytes,
-            middlewares=[self._metrics.count, self._with_errors, self._with_cors, self._with_key],
+            middlewares=[self._metrics.count, self._with_errors, self._with_host, self._with_cors, self._with_key],
         )
         self.app.on_response_prepare.append(self._add_headers)
         self.app.add_routes(
@@ -133,6 +137,14 @@ class Gateway:
         except Exception:
             logger.exception("request %s failed", request_id.get())
             return _response(ApiError("the gateway failed; its log has the reason", status=500, kind="server_error"))
+
+    @web.middleware
+    async def _with_host(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        name = request.url.host or ""
+        if self._is_local and not (is_loopback(name) or name.endswith(".localhost")):
+            message = f"this gateway serves its own machine only, not as {name!r}: see --api-keys and --no-auth"
+            raise ApiError(message, status=421, code="wrong_host")
+        return await handler(request)
 
     @web.middleware
     async def _with_cors(self, request: web.Request, handler: Handler) -> web.StreamResponse:

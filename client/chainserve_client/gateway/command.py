@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import ipaddress
 import os
 import sys
 import threading
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from chainserve.errors import AddressError, UsageError
 from chainserve_client.examples import TOKEN_HELP
+from chainserve_client.gateway.hosts import is_loopback
 
 if TYPE_CHECKING:
     from chainserve_client.gateway.app import Gateway
@@ -62,18 +62,11 @@ def check(options: argparse.Namespace) -> None:
     """UsageError, before anything is started, if this cannot be or would let strangers in."""
     if not options.max_wait >= 0:
         raise UsageError(f"--max-wait {options.max_wait:g}: it has to be at least 0")
-    if options.api_keys is None and not options.no_auth and not _is_loopback(options.host):
+    if options.api_keys is None and not options.no_auth and not is_loopback(options.host):
         raise UsageError(
             f"{options.host} can be reached by others, and no keys are given: add --api-keys FILE "
             f"(`chainserve api-key NAME` makes one), or --no-auth if everybody may use the swarm"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def end_of_input(*, is_watched: bool) -> asyncio.Event:
@@ -113,6 +106,7 @@ async def serving(options: argparse.Namespace) -> AsyncIterator[str]:
                 cors_origins=options.cors_origin,
                 max_wait_s=options.max_wait,
                 page=HealthPage(watch),
+                is_local=keys is None and not options.no_auth,
             )
             async with listening(gateway, host=options.host, port=options.port) as url:
                 yield url
