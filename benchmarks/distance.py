@@ -1,6 +1,6 @@
 """What distance costs: tokens around a chain of far servers, drafts that save round trips, prompts through many.
 
-    python benchmarks/distance.py [--rounds N] [--tokens N] [--only PART] [--output FILE]
+    python benchmarks/distance.py [--rounds N] [--tokens N] [--only PART] [--output FOLDER]
 
 Servers are processes of their own with real links, over which every frame takes ONE_WAY_MS longer. `loop`: the bound is
 what the engines computed for a token, and one way per hop and back to the head. `drafts`: the same requests with
@@ -211,20 +211,16 @@ async def prefixes(options: argparse.Namespace) -> dict[str, Any]:
 PARTS = {"loop": loops, "drafts": drafts, "prompt": prompts, "prefix": prefixes}
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    move_away(ONE_WAY_MS / 1000)
-    return {name: await part(options) for name, part in PARTS.items() if options.only in (None, name)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48, help="new tokens per stream around a loop")
     parser.add_argument("--answer-tokens", type=int, default=128, help="at most, of an answer with and without drafts")
     parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "distance.json")
+    parser.add_argument(
+        "--output", type=Path, default=PROJECT / "benchmarks" / "results" / "distance", metavar="FOLDER"
+    )
     options = parser.parse_args()
-    figures = uvloop.run(measure(options))
     about = circumstances(
         "distance",
         "torch",
@@ -236,10 +232,12 @@ def main() -> None:
         rounds=options.rounds,
         tokens=options.tokens,
     )
-    if options.only:
-        print(json.dumps(figures, indent=2))
-    else:
-        print(tables.distance(keep(options.output, about, figures)))
+    move_away(ONE_WAY_MS / 1000)
+    reports = {}
+    for name in PARTS if options.only is None else (options.only,):
+        figures = uvloop.run(PARTS[name](options))
+        reports[name] = keep(options.output / f"{name}.json", about, figures)
+    print(tables.distance(reports))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +103,44 @@ def planning(report: dict[str, Any]) -> str:
     )
 
 
-def distance(report: dict[str, Any]) -> str:
-    """Tokens around far servers beside the bound, speed with drafts, prompts through many servers: as Markdown."""
-    about, figures = report["circumstances"], report["figures"]
-    loops = [
+def distance(reports: Mapping[str, dict[str, Any]]) -> str:
+    """What far servers cost, each part measured by itself: as Markdown."""
+    parts = {"loop": loop, "drafts": drafts, "prompt": long_prompt, "prefix": prefix}
+    return "\n\n".join(
+        [
+            "## Servers far from each other\n\nEvery frame takes some milliseconds longer, over real links between "
+            "processes of one machine.",
+            *(parts[name](reports[name]) for name in parts if name in reports),
+        ]
+    )
+
+
+def measured(about: dict[str, Any]) -> str:
+    """How a part of a benchmark was measured, in words."""
+    return (
+        f"`{about['command']}`, {about['date']}, commit {about['commit']}: {about['model']}; {about['hardware']}; "
+        f"{about['software']}; {about['one_way_ms']:.0f} ms one way; medians of {about['rounds']} rounds."
+    )
+
+
+def loop(report: dict[str, Any]) -> str:
+    """Tokens around far servers beside the bound."""
+    rows = [
         [name, f"{row['ms_per_token']:.1f}", f"{row['bound_ms']:.1f}", f"{row['ratio']:.3f}"]
-        for name, row in figures["loop"].items()
+        for name, row in report["figures"].items()
     ]
-    drafts = [
+    return "\n\n".join(
+        [
+            f"One stream around the servers; the bound is what they computed, and one way per server. "
+            f"{measured(report['circumstances'])}",
+            table(["", "ms per token", "bound, ms", "ratio"], rows),
+        ]
+    )
+
+
+def drafts(report: dict[str, Any]) -> str:
+    """Speed with drafts."""
+    rows = [
         [
             kind,
             f"{row['plain_tokens_per_second']:.1f}",
@@ -118,30 +148,45 @@ def distance(report: dict[str, Any]) -> str:
             f"{row['speedup']:.2f}",
             f"{row['least']:.2f} to {row['most']:.2f}",
         ]
-        for kind, row in figures["drafts"].items()
-    ]
-    prompts = [
-        [num, f"{row['ms_to_first_token']:.0f}", f"{row['speedup']:.2f}", f"{row['per_server']:.2f}"]
-        for num, row in figures["prompt"].items()
-    ]
-    prefixes = [
-        [kind, str(row["tokens"]), ", ".join(map(str, row["computed"])), f"{row['ms_to_last_first_token']:.0f}"]
-        for kind, row in figures["prefix"].items()
+        for kind, row in report["figures"].items()
     ]
     return "\n\n".join(
         [
-            f"## Servers far from each other\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: "
-            f"{about['model']}; {about['hardware']}; {about['software']}; every frame takes "
-            f"{about['one_way_ms']:.0f} ms longer; medians of {about['rounds']} rounds.",
-            "One stream around the servers; the bound is what they computed, and one way per server:",
-            table(["", "ms per token", "bound, ms", "ratio"], loops),
-            "Three servers, greedy answers with drafts and without, the same tokens:",
-            table(["prompts", "tokens/s without", "with", "speedup", "of single prompts"], drafts),
-            f"A prompt of {about['prompt_tokens']:,} tokens through equal servers that sleep where they would compute:",
-            table(["servers", "ms to first token", "speedup", "per server"], prompts),
+            "Three servers, greedy answers with drafts and without, the same tokens. "
+            f"{measured(report['circumstances'])}",
+            table(["prompts", "tokens/s without", "with", "speedup", "of single prompts"], rows),
+        ]
+    )
+
+
+def long_prompt(report: dict[str, Any]) -> str:
+    """A prompt through many servers."""
+    about = report["circumstances"]
+    rows = [
+        [num, f"{row['ms_to_first_token']:.0f}", f"{row['speedup']:.2f}", f"{row['per_server']:.2f}"]
+        for num, row in report["figures"].items()
+    ]
+    return "\n\n".join(
+        [
+            f"A prompt of {about['prompt_tokens']:,} tokens through equal servers that sleep where they would compute. "
+            f"{measured(about)}",
+            table(["servers", "ms to first token", "speedup", "per server"], rows),
+        ]
+    )
+
+
+def prefix(report: dict[str, Any]) -> str:
+    """Sessions whose prompts begin alike."""
+    about = report["circumstances"]
+    rows = [
+        [kind, str(row["tokens"]), ", ".join(map(str, row["computed"])), f"{row['ms_to_last_first_token']:.0f}"]
+        for kind, row in report["figures"].items()
+    ]
+    return "\n\n".join(
+        [
             f"{about['prefix_sessions']} sessions at once through two servers, whose prompts begin with the same "
-            f"{about['prefix_tokens']:,} tokens, or not:",
-            table(["prompts", "tokens of all", "computed by each server", "ms until all have a token"], prefixes),
+            f"{about['prefix_tokens']:,} tokens, or not. {measured(about)}",
+            table(["prompts", "tokens of all", "computed by each server", "ms until all have a token"], rows),
         ]
     )
 
@@ -441,6 +486,8 @@ def main() -> None:
 
     sections = [section(result(section.__name__)) for section in SECTIONS]
     sections.insert(2, on_a_gpu(result("gpu/forward"), result("gpu/decode")))
+    parts = (PROJECT / "benchmarks" / "results" / "distance").glob("*.json")
+    sections.insert(3, distance({part.stem: json.loads(part.read_text()) for part in parts}))
     (PROJECT / "docs" / "benchmarks.md").write_text("\n\n".join([HEADING.strip(), *sections]) + "\n")
 
 
