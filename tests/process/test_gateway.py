@@ -5,9 +5,7 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +13,7 @@ import openai
 import pytest
 import torch
 from bundled import MODEL, MakeSwarm, Reference
+from commands import serving
 from llguidance import LLMatcher, LLTokenizer
 from openai import OpenAI
 from pydantic import BaseModel, Field
@@ -30,26 +29,6 @@ QUESTION: Any = [{"role": "user", "content": "Why is the sky blue?"}]
 CHARACTERS: Any = [{"role": "user", "content": "Write three emoji: 😀 🦊 🌍"}]
 
 
-@contextmanager
-def gateway(token: str, folder: Path, *options: str) -> Iterator[str]:
-    """A gateway process, by the address that it prints."""
-    command = [sys.executable, "-m", "chainserve_client.cli", "gateway", token, "--port", "0", *options]
-    log = folder / "gateway.log"
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-        try:
-            deadline_s = time.monotonic() + 60
-            while (found := re.search(r"serving at (\S+)\n", log.read_text())) is None:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline_s, log.read_text()
-                time.sleep(0.05)  # a process that writes to a file offers no event to wait on
-            yield found[1]
-        finally:
-            process.terminate()
-            process.wait(20)
-    assert process.returncode == 0
-    assert "Traceback" not in log.read_text()
-
-
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSwarm]:
     with LocalSwarm(MODEL, tmp_path_factory.mktemp("swarm"), is_warm=True) as swarm:
@@ -61,7 +40,10 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSwarm]:
 
 @pytest.fixture(scope="module")
 def api(swarm: LocalSwarm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    with gateway(swarm.token, tmp_path_factory.mktemp("gateway")) as url, client_of(url) as client:
+    with (
+        serving("gateway", swarm.token, tmp_path_factory.mktemp("gateway"), "--port", "0") as url,
+        client_of(url) as client,
+    ):
         yield client
 
 
@@ -312,7 +294,7 @@ def test_keys_are_asked_for_and_limited(swarm: LocalSwarm, tmp_path: Path) -> No
     key = made.stderr.split()[-1]
     keys = tmp_path / "keys.toml"
     keys.write_text(made.stdout + "requests_per_minute = 2\n")
-    with gateway(swarm.token, tmp_path, "--host", "0.0.0.0", "--api-keys", str(keys)) as url:
+    with serving("gateway", swarm.token, tmp_path, "--port", "0", "--host", "0.0.0.0", "--api-keys", str(keys)) as url:
         url = url.replace("0.0.0.0", "127.0.0.1")
         for wrong in ("wrong", key[:-1]):
             with client_of(url, wrong) as client, pytest.raises(openai.AuthenticationError):
@@ -343,7 +325,7 @@ def test_strangers_are_let_in_only_if_that_is_said() -> None:
 
 def test_missing_blocks_are_named(make_swarm: MakeSwarm, tmp_path: Path) -> None:
     swarm = make_swarm("0:15")
-    with gateway(swarm.token, tmp_path) as url, client_of(url) as client:
+    with serving("gateway", swarm.token, tmp_path, "--port", "0") as url, client_of(url) as client:
         with pytest.raises(openai.InternalServerError, match="no server holds blocks 15:30") as caught:
             client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=8)
         assert caught.value.status_code == 503

@@ -1,17 +1,14 @@
 """The health page over a real swarm, in a browser: who comes and goes, what that means, and an answer as it comes."""
 
-import re
 import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 from bundled import MODEL
+from commands import serving
 from headless import WIDTHS, Visit, briefly, browsing, visiting
 from playwright.async_api import expect
 
@@ -33,27 +30,6 @@ def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
-
-
-@contextmanager
-def health(token: str, folder: Path, *, port: int) -> Iterator[str]:
-    """`chainserve health` as a process, by the address that it prints."""
-    command = [sys.executable, "-m", "chainserve_client.cli", "health", token, "--port", str(port)]
-    log = folder / "health.log"
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-        try:
-            deadline_s = time.monotonic() + 60
-            while (found := re.search(r"health page at (\S+)\n", log.read_text())) is None:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline_s, log.read_text()
-                time.sleep(0.05)  # a process that writes to a file offers no event to wait on
-            yield found[1]
-        finally:
-            process.terminate()
-            process.wait(20)
-    assert process.returncode == 0, log.read_text()
-    assert token not in log.read_text()
-    assert "Traceback" not in log.read_text()
 
 
 @asynccontextmanager
@@ -79,7 +55,7 @@ async def test_the_page_shows_the_life_of_a_swarm(tmp_path: Path) -> None:
     with LocalSwarm(MODEL, tmp_path, is_warm=True) as swarm:
         swarm.start("0:10", "10:20", arguments=("--name", "first & <i>last</i>"))
         async with AsyncExitStack() as stack:
-            with health(swarm.token, tmp_path, port=port) as url:
+            with serving("health", swarm.token, tmp_path, "--port", str(port)) as url:
                 pages = await stack.enter_async_context(visits(url))
                 await verdict_is(pages, "Blocks are missing")
 
@@ -119,7 +95,7 @@ async def test_the_page_shows_the_life_of_a_swarm(tmp_path: Path) -> None:
                     "The gateway does not answer.", timeout=SOON_MS
                 )
                 await expect(visit.page.locator("#verdict-title")).to_have_text("Not connected")
-            with health(swarm.token, tmp_path, port=port):
+            with serving("health", swarm.token, tmp_path, "--port", str(port)):
                 await verdict_is(pages, "Working, with nothing to spare")
                 for visit in pages:
                     await expect(visit.page.locator("#lost")).to_be_hidden()
