@@ -8,7 +8,6 @@ followed by more of the same frame, a shorter one ends it.
 import asyncio
 import base64
 import errno
-import ipaddress
 import logging
 import secrets
 import socket
@@ -20,6 +19,7 @@ import aiohttp
 from aiohttp import web
 
 from chainserve.errors import AddressError, HandshakeError, LinkLostError
+from chainserve.runtime.hosts import is_loopback
 from chainserve.transport.handshake import DEADLINE_S, NONCE_BYTES, Acceptor, Credentials, Dialer
 from chainserve.transport.interface import HARD_FRAME_BYTES, AcceptLink
 from chainserve.transport.tls import self_signed
@@ -69,7 +69,7 @@ class DirectTransport:
         self._accept = accept
         if not 0 <= self._port < 2**16:
             raise AddressError(f"there is no port {self._port}: give one below 65536, or 0 for one that is free")
-        tls, fingerprint = (None, "") if _is_loopback(self._host) else self_signed()
+        tls, fingerprint = (None, "") if is_loopback(self._host) else self_signed()
         self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=CLOSE_S)
         await self._runner.setup()
         try:
@@ -272,13 +272,6 @@ class DirectLink:
 
 def _is_direct(address: str) -> bool:
     return address.startswith(("ws://", "wss://"))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _dialable(host: str) -> str:

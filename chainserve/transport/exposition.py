@@ -11,8 +11,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from chainserve.errors import AddressError
 from chainserve.runtime.metrics import Distribution
+from chainserve.transport.http import listening
 
 PATH = "/metrics"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -81,13 +81,5 @@ async def serving_metrics(page: Handler, *, host: str, port: int) -> AsyncIterat
     app = web.Application()
     app.router.add_get(PATH, page)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise AddressError(f"cannot show metrics at {host}:{port}: {error.strerror}") from None
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{runner.addresses[0][1]}{PATH}"
-    finally:
-        await runner.cleanup()
+    async with listening(runner, host=host, port=port, doing="show metrics") as url:
+        yield f"{url}{PATH}"

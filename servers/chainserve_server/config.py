@@ -7,6 +7,7 @@ from typing import Literal
 
 from chainserve.errors import AddressError, DeviceError, UsageError
 from chainserve.planning.profile import MAX_BATCH_TOKENS
+from chainserve.runtime.hosts import is_loopback
 from chainserve.swarm.records import MAX_LEASE_S
 from chainserve.swarm.reports import check_name
 from chainserve.swarm.token import check_swarm_name
@@ -14,7 +15,6 @@ from chainserve.types import Span
 
 DEVICE = re.compile(r"(cpu|cuda|mps)(:\d+)?", re.ASCII)
 PUBLIC_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9a-fA-F:]{2,39}", re.ASCII)
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 AUTO: Literal["auto"] = "auto"
 ALL: Literal["all"] = "all"
@@ -78,7 +78,7 @@ class ServerConfig:
         if self.public_host is not None:
             if not PUBLIC_HOST.fullmatch(self.public_host):
                 raise AddressError(f"not an address for others: {self.public_host!r} (want a name or an IP address)")
-            if self.host in LOOPBACK:
+            if is_loopback(self.host):
                 raise AddressError(f"--public-host needs a --host that others reach, as 0.0.0.0, not {self.host}")
             if not self.port:
                 raise AddressError("--public-host needs --port: the router has to know which port to pass on")

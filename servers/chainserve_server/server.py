@@ -22,6 +22,7 @@ from chainserve.models.wire import Int8Wire, to_wire
 from chainserve.planning import chunks
 from chainserve.protocol.messages import DTYPES, FailureCode, Message
 from chainserve.runtime.background import in_background
+from chainserve.runtime.hosts import is_loopback
 from chainserve.swarm.daemon import announced
 from chainserve.swarm.hivemind import HivemindSwarm
 from chainserve.swarm.identity import Identity
@@ -44,7 +45,7 @@ from chainserve.transport.relayed import RelayedTransport
 from chainserve.types import PeerId, Span
 from chainserve_server.admission import chain_uses, head_chains
 from chainserve_server.blocks import Blocks
-from chainserve_server.config import LOOPBACK, ServerConfig
+from chainserve_server.config import ServerConfig
 from chainserve_server.engine import Engine
 from chainserve_server.gateway_beside import GatewayBeside
 from chainserve_server.grammars import GrammarQueue
@@ -394,7 +395,7 @@ class Server:
                 f"join it:  chainserve-server --model {name} --join TOKEN",
                 "ask it:   chainserve chat TOKEN",
             ]
-            if config.host in LOOPBACK:
+            if is_loopback(config.host):
                 lines.append("Only this machine can reach it: start with --host ADDRESS for others to join.")
         return "\n".join(lines)
 

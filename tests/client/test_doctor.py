@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +84,6 @@ def test_a_full_disk_is_a_warning(
     assert str(tmp_path) in finding.fact
 
 
-@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "getuid"), reason="folders have other rights")
 def test_a_folder_that_cannot_be_written_to_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.os, "access", lambda *_: False)
     assert machine.disk(tmp_path).level is Level.FAILED

@@ -1,13 +1,13 @@
 """What lies between this machine and a swarm: its token, its servers, their versions, the time, the way back."""
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from chainserve import __version__
 from chainserve.errors import AddressError, ChainserveError, LinkLostError, TokenError, describe_blocks
 from chainserve.protocol.messages import Topic
+from chainserve.runtime.hosts import is_loopback
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.records import Announcement, ServerState
 from chainserve.swarm.token import JoinToken
@@ -155,7 +155,7 @@ async def _called(network: Network, peers: Sequence[PeerId], door: Door) -> Find
 
     answers = await asyncio.gather(*map(ask, peers))
     through = [answer for answer in answers if not answer.error and answer.host]
-    if through and all(_is_this_machine(answer.host) for answer in through):
+    if through and all(is_loopback(answer.host) for answer in through):
         return note("reachable", "only servers of this very machine could be asked to call it, and they get through")
     tried = [answer for answer in answers if answer.error and answer.host]
     if through:
@@ -172,10 +172,3 @@ async def _called(network: Network, peers: Sequence[PeerId], door: Door) -> Find
         return failed("reachable", f"others do not get through to {printable(tried[0].host)}:{door.port}", advice)
     reason = printable(answers[0].error) if answers else "there is no server to ask"
     return note("reachable", f"not known: {reason}")
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from aiohttp import web
 
 from chainserve.errors import ChainserveError, GrammarError
+from chainserve.runtime.hosts import is_loopback
 from chainserve.transport.exposition import PATH as METRICS_PATH
 from chainserve.transport.exposition import metrics_page
 from chainserve_client.gateway.answering import answer_stream, answer_whole, streams_of
@@ -20,7 +21,6 @@ from chainserve_client.gateway.chat import Chat
 from chainserve_client.gateway.completions import Completions
 from chainserve_client.gateway.errors import ApiError, api_error, model_not_found
 from chainserve_client.gateway.form import Form
-from chainserve_client.gateway.hosts import is_loopback
 from chainserve_client.gateway.keys import Keys
 from chainserve_client.gateway.metrics import GatewayMetrics
 from chainserve_client.gateway.models import Models

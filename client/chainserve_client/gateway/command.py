@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainserve.errors import AddressError, UsageError
+from chainserve.errors import UsageError
+from chainserve.runtime.hosts import is_loopback
 from chainserve_client.examples import TOKEN_HELP
-from chainserve_client.gateway.hosts import is_loopback
 
 if TYPE_CHECKING:
     from chainserve_client.gateway.app import Gateway
@@ -119,17 +119,10 @@ async def listening(gateway: "Gateway", *, host: str, port: int) -> AsyncIterato
     """Serve a `Gateway` at this address; AddressError if it cannot be had."""
     from aiohttp import web
 
+    from chainserve.transport import http
+
     runner = web.AppRunner(
         gateway.app, handler_cancellation=True, shutdown_timeout=LEAVE_S, access_log=None, keepalive_timeout=75.0
     )
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise AddressError(f"cannot listen at {host}:{port}: {error.strerror}") from None
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with http.listening(runner, host=host, port=port) as url:
+        yield url
