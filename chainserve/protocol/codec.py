@@ -51,7 +51,6 @@ from chainserve.protocol.messages import (
     Open,
     Opened,
     Probe,
-    Prompt,
     Queued,
     Reorder,
     Sampled,
@@ -63,7 +62,7 @@ from chainserve.protocol.messages import (
 from chainserve.protocol.sampling import MAX_BIASED
 from chainserve.types import Hop, PeerId
 
-VERSION = 4
+VERSION = 5
 DETAIL_CHARS = 1000
 """What went wrong is cut to this length: a long description must not keep a failure from arriving."""
 
@@ -74,7 +73,7 @@ _ZEROS = bytes(_ALIGNMENT)
 _FAILURE_CODES = {str(code): code for code in FailureCode}
 
 _OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED, _ASK, _ANSWER = range(1, 9)
-_ADMIT, _ADMITTED, _QUEUED, _LEAVING, _STALLED, _PROMPT, _SAMPLED = (*range(9, 14), 18, 19)
+_ADMIT, _ADMITTED, _QUEUED, _LEAVING, _STALLED, _SAMPLED = (*range(9, 14), 19)
 _BEAT, _PROBE = 16, 17  # the links' own
 
 Frame = Message | Beat | Probe
@@ -110,14 +109,13 @@ def encode(message: Frame) -> bytes:
             kind, fields = _ADMITTED, (session, lease_ms)
         case Queued(session, position, wait_ms):
             kind, fields = _QUEUED, (session, position, wait_ms)
-        case Open(session, model, hops, position, client, num_lanes, max_tokens, sampling, prefix, num_cached):
+        case Open(session, model, hops, position, client, num_lanes, max_tokens, sampling, prefix, num_cached, ids):
             how = None if sampling is None else astuple(sampling)
             place = _packed(hops), position, client, num_lanes, max_tokens
-            kind, fields = _OPEN, (session, model, *place, how, b"".join(prefix), num_cached)
+            kind, fields = _OPEN, (session, model, *place, how, b"".join(prefix), num_cached, len(ids))
+            payload = _packed_ids(ids)
         case Opened(session, num_cached):
             kind, fields = _OPENED, (session, num_cached)
-        case Prompt(session, ids):
-            kind, fields, payload = _PROMPT, (session, len(ids)), _packed_ids(ids)
         case Sampled(choices):
             kind, fields = _SAMPLED, (tuple(map(_packed_choice, choices)),)
         case Reorder(session, sources, sequence):
@@ -253,10 +251,12 @@ def _parse_leaving(fields: tuple[object, ...], payload: memoryview, limits: Limi
 
 
 def _parse_open(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Open:
-    session, model, hops, position, client, num_lanes, max_tokens, sampling, prefix, num_cached = take(
-        10, fields, payload
+    session, model, hops, position, client, num_lanes, max_tokens, sampling, prefix, num_cached, num_ids = take(
+        11, fields
     )
     chain = hops_of(hops, limits)
+    count = integer(num_ids, "number of token ids", low=0, high=limits.max_position)
+    sized(payload, 4 * count, most=4 * limits.max_position)
     return Open(
         session=session_of(session),
         model=name_of(model, "model", limits),
@@ -268,20 +268,13 @@ def _parse_open(fields: tuple[object, ...], payload: memoryview, limits: Limits)
         sampling=None if sampling is None else sampling_of(sampling, limits),
         prefix=hashes_of(prefix, limits),
         num_cached=integer(num_cached, "num_cached", low=0, high=limits.max_position),
+        ids=ids_of(bytes(payload), limits),
     )
 
 
 def _parse_opened(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Opened:
     session, num_cached = take(2, fields, payload)
     return Opened(session_of(session), integer(num_cached, "num_cached", low=0, high=limits.max_position))
-
-
-def _parse_prompt(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Prompt:
-    session, num_tokens = take(2, fields)
-    count = integer(num_tokens, "num_tokens", low=1, high=limits.max_position)
-    if len(payload) != 4 * count:
-        raise FrameError(f"{count} token ids in {len(payload)} bytes", reason="tensor")
-    return Prompt(session_of(session), ids_of(bytes(payload), limits))
 
 
 def _parse_sampled(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Sampled:
@@ -357,7 +350,6 @@ _PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Frame]] =
     _LEAVING: _parse_leaving,
     _STALLED: _parse_stalled,
     _ACTIVATIONS: _parse_activations,
-    _PROMPT: _parse_prompt,
     _SAMPLED: _parse_sampled,
     _REORDER: _parse_reorder,
     _CLOSE: _parse_close,

@@ -6,9 +6,9 @@ later) or `Failed`. `Open`, `Activations`, `Reorder`, `Stalled` and `Close` trav
 `Opened` and outputs go from the tail to the client; `Failed` travels both ways from where the fault was seen, `Leaving`
 up to the client. `Ask` and `Answer` belong to no session.
 
-In activation mode the client sends hidden states and gets hidden states. In token mode, for which `Open` says how to
-sample, it sends its `Prompt` to the head once. From then on the tail chooses tokens and tells the client and the
-head, `Sampled`, and the head goes on with them: the client is not in the loop.
+In activation mode the client sends hidden states and gets hidden states. In token mode `Open` says how to sample and
+takes the prompt to the head. From then on the tail chooses tokens and tells the client and the head, `Sampled`, and
+the head goes on with them: the client is not in the loop.
 """
 
 from dataclasses import dataclass
@@ -79,7 +79,8 @@ class Open:
     `position` is the index in `hops` of the server this message is for. Each of `num_lanes` sequences may grow
     to `max_tokens` tokens. `model` is the digest of the model the session is for. With `sampling` it runs in token
     mode, with one lane, and ends at token `max_tokens` at the latest. `prefix` are the hashes of the prompt's pages
-    (`protocol.pages`), of which every hop so far had the first `num_cached` tokens cached.
+    (`protocol.pages`), of which every hop so far had the first `num_cached` tokens cached. `ids` are all tokens of the
+    prompt, which only the head gets.
     """
 
     session: SessionId
@@ -92,6 +93,7 @@ class Open:
     sampling: Sampling | None = None
     prefix: tuple[bytes, ...] = ()
     num_cached: int = 0
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +145,6 @@ class Activations:
 
     steps: tuple[Step, ...]
     tensor: WireTensor
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """The tokens that a session in token mode continues, all of them; from the client to the head, once."""
-
-    session: SessionId
-    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +277,6 @@ Message = (
     | Open
     | Opened
     | Activations
-    | Prompt
     | Sampled
     | Reorder
     | Close

@@ -2,8 +2,8 @@
 
     OPENING --Opened--> IDLE --steps--> STEPPING --all outputs--> IDLE ... --Close or Failed--> OVER
 
-In token mode there is one step, the prompt, and its outputs are all tokens up to the last one. The methods that act
-return the messages to send to the head; `receive` takes what comes back.
+In token mode there is one step, which begins with the session: `Open` holds the prompt, and the outputs are all tokens
+up to the last one. The methods that act return the messages to send to the head; `receive` takes what comes back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,6 @@ from chainserve.protocol.messages import (
     Message,
     Open,
     Opened,
-    Prompt,
     Reorder,
     Sampled,
     Stalled,
@@ -70,18 +69,20 @@ class ClientSession:
         max_tokens: int,
         sampling: Sampling | None = None,
         prefix: tuple[bytes, ...] = (),
+        ids: tuple[int, ...] = (),
     ) -> None:
-        """With `sampling` in token mode, where `prefix` are the hashes of the prompt's pages."""
+        """With `sampling` in token mode: `ids` is the prompt, and `prefix` are the hashes of its pages."""
         self.id = session
         self.chain = chain
         self.phase = Phase.OPENING
-        self.lengths = [0] * num_lanes
+        self.lengths = [len(ids)] if ids else [0] * num_lanes
         self.failure: Failed | None = None
         self._model = model
         self._client = client
         self._max_tokens = max_tokens
         self._sampling = sampling
         self._prefix = prefix
+        self._ids = ids
         self._sequence = 0  # of the next step or reordering
         self._awaited: dict[int, tuple[int, int]] = {}  # lane -> positions [next, end) still to come
 
@@ -97,14 +98,8 @@ class ClientSession:
             max_tokens=self._max_tokens,
             sampling=self._sampling,
             prefix=self._prefix,
+            ids=self._ids,
         )
-
-    def prompt(self, ids: Sequence[int]) -> Prompt:
-        """The message that starts token mode: from now on tokens come until the last one."""
-        self._expect(Phase.IDLE)
-        self.phase = Phase.STEPPING
-        self.lengths = [len(ids)]
-        return Prompt(self.id, tuple(ids))
 
     def step(self, num_tokens: Sequence[int], num_outputs: Sequence[int], *, chunk_tokens: int) -> list[list[Chunk]]:
         """Continue lane i by num_tokens[i] tokens and ask for its last num_outputs[i] outputs.
@@ -169,7 +164,7 @@ class ClientSession:
                 return []  # still under way when we closed
             case Opened():
                 self._expect(Phase.OPENING)
-                self.phase = Phase.IDLE
+                self.phase = Phase.IDLE if self._sampling is None else Phase.STEPPING
                 return []
             case Activations():
                 self._expect(Phase.STEPPING)

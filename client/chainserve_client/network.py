@@ -173,9 +173,11 @@ class Network:
         max_tokens: int,
         sampling: Sampling | None = None,
         prefix: tuple[bytes, ...] = (),
+        ids: tuple[int, ...] = (),
         predict: Predict | None = None,
     ) -> ChainSession:
-        """Open a session on this chain, in token mode with `sampling`, where `prefix` are the hashes of its pages.
+        """Open a session on this chain, in token mode with `sampling`, where `prefix` are the hashes of the pages of
+        its prompt `ids`.
 
         LinkLostError and SessionRefusedError name the server that did not take it.
         """
@@ -188,6 +190,7 @@ class Network:
             max_tokens=max_tokens,
             sampling=sampling,
             prefix=prefix,
+            ids=ids,
         )
 
         async def send(message: Message) -> None:

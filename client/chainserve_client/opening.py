@@ -268,6 +268,7 @@ class Opening:
                 max_tokens=request.max_tokens,
                 sampling=request.sampling,
                 prefix=prefix_of(request),
+                ids=tuple(request.ids),
                 predict=step_predictor(plan, chain) if plan is not None else None,
             )
         except SessionRefusedError as error:

@@ -73,7 +73,6 @@ class TokenSession:
         """Tokens until the chain breaks, or a server of it is about to leave and another chain has been opened."""
         current, num_known = self.line.current, len(self._ids)
         self._spent = ()
-        await current.send(current.state.prompt(self._ids))
         async with aclosing(current.outputs(num_known)) as outputs:
             async for choice in outputs:
                 assert isinstance(choice, Choice)

@@ -1,7 +1,7 @@
 """The sessions that run through this server, and the places on the chains that begin here: what each message does.
 
     client -> head: Admit, Open, Activations, Reorder, Close -> next server -> ... -> tail -> client: Opened, outputs
-    in token mode: Prompt -> head -> Activations -> ... -> tail -> client and head: Sampled
+    in token mode: Open -> head -> Open and Activations -> ... -> tail -> client and head: Sampled
 
 A session ends everywhere when it ends anywhere: whoever sees the fault tells both neighbours, and each passes it
 on. Nothing here waits: messages are posted, work is queued.
@@ -27,7 +27,6 @@ from chainserve.protocol.messages import (
     Message,
     Open,
     Opened,
-    Prompt,
     Reorder,
     Sampled,
     Stalled,
@@ -120,7 +119,7 @@ class Sessions:
     def handle(self, peer: PeerId, message: Message) -> None:
         """Take a message from `peer`."""
         match message:
-            case Activations() | Opened() | Prompt() | Reorder() | Sampled() | Stalled():
+            case Activations() | Opened() | Reorder() | Sampled() | Stalled():
                 self._steps.handle(peer, message)
             case Admit():
                 self._handle_admit(peer, message)
@@ -276,13 +275,13 @@ class Sessions:
         if is_tail:
             opened = Opened(message.session, message.num_cached)
             self._post(message.client, opened)
-            if session.tokens is not None:
-                session.tokens.num_cached = message.num_cached
-            elif session.far is not None:
+            if session.far is not None:
                 self._post(session.far, opened)
         else:
-            onward = replace(message, position=message.position + 1)
+            onward = replace(message, position=message.position + 1, ids=())
             self._post(message.hops[onward.position].peer, onward)
+        if is_tail or begins_at_once(message):
+            self._steps.begin(session, message.num_cached)
 
     def _open_with(self, message: Open, compiled: Compiled) -> None:
         """Go on with opening a session whose grammar has been compiled, if it is still wanted."""
@@ -299,8 +298,10 @@ class Sessions:
             session.sampler = TokenSampler(message.session, sampling, max_tokens=message.max_tokens, matcher=matcher)
             session.far = message.hops[0].peer
         if session.is_head:
+            session.num_in = len(message.ids)
             session.tokens = HeadTokens(
                 message.session,
+                message.ids,
                 max_tokens=message.max_tokens,
                 max_drafts=sampling.max_drafts,
                 extra_s=self._extra_s,
@@ -312,9 +313,14 @@ class Sessions:
 
     def _fault_of(self, message: Open) -> str | None:
         """What of token mode is asked for that cannot be; the engine relies on it that nothing is."""
-        sampling = message.sampling
+        sampling, ids = message.sampling, message.ids
         if sampling is None:
-            return "a prefix without token mode" if message.prefix else None
+            return "a prompt without token mode" if message.prefix or ids else None
+        if bool(ids) != (message.position == 0):
+            return "token mode without a prompt" if not ids else "a prompt that only the head should see"
+        if len(ids) > message.max_tokens or max(ids, default=0) >= self._vocab_size:
+            room = f"there is room for {message.max_tokens} of a vocabulary of {self._vocab_size}"
+            return f"a prompt of {len(ids)} tokens up to {max(ids)}: {room}"
         if message.num_lanes != 1:
             return f"token mode has one lane, not {message.num_lanes}"
         if (token := max((token for token, _ in sampling.logit_bias), default=0)) >= self._vocab_size:
@@ -427,6 +433,15 @@ class Sessions:
         """A message for no session of this peer: late, or not its business. Nothing is disturbed."""
         logger.debug("stray %s from %s", type(message).__name__, peer)
         self.counts["stray"] += 1
+
+
+def begins_at_once(message: Open) -> bool:
+    """Whether a head may compute before the chain stands: what it sends follows `Open` on every link.
+
+    If it has cached any of the prompt it has to hear what the others have; a tail that prepares a grammar takes no
+    steps before that is done.
+    """
+    return not message.num_cached and message.sampling is not None and message.sampling.grammar is None
 
 
 def _no_matcher(compiled: Compiled | None) -> tuple[FailureCode, str] | None:

@@ -15,7 +15,6 @@ from chainserve.protocol.messages import (
     FailureCode,
     Message,
     Opened,
-    Prompt,
     Reorder,
     Sampled,
     Spent,
@@ -110,21 +109,24 @@ class Steps:
         self._counts = counts
         self._clock = clock
 
-    def handle(self, peer: PeerId, message: Activations | Opened | Prompt | Reorder | Sampled | Stalled) -> None:
+    def handle(self, peer: PeerId, message: Activations | Opened | Reorder | Sampled | Stalled) -> None:
         """Take a message from `peer`."""
         match message:
             case Activations():
                 self._handle_activations(peer, message)
             case Opened():
                 self._handle_opened(peer, message)
-            case Prompt():
-                self._handle_prompt(peer, message)
             case Reorder():
                 self._handle_reorder(peer, message)
             case Sampled():
                 self._handle_sampled(peer, message)
             case Stalled():
                 self._handle_stalled(peer, message)
+
+    def begin(self, session: ServerSession, num_cached: int) -> None:
+        """Start with the prompt if this is the head of a session in token mode: so much of it is cached everywhere."""
+        if session.tokens is not None and session.tokens.num_cached is None:
+            self._feed(session, session.tokens.first_step(num_cached))
 
     def spend(self, session_id: SessionId, waited_s: float, computed_s: float) -> None:
         """Note what a session has taken of this server."""
@@ -166,25 +168,8 @@ class Steps:
         session = self._open.get(message.session)
         if session is None or session.tokens is None or session.far != peer:
             self._stray(peer, message)
-        elif session.tokens.num_cached is None:
-            session.tokens.num_cached = message.num_cached
-            self._feed(session, session.tokens.first_step())
-
-    def _handle_prompt(self, peer: PeerId, message: Prompt) -> None:
-        session = self._open.get(message.session)
-        if session is None or session.previous != peer or session.tokens is None:
-            self._stray(peer, message)
-        elif session.tokens.is_prompted:
-            self._counts["repeated"] += 1
-        elif len(message.ids) > session.max_tokens or max(message.ids) >= self._vocab_size:
-            fact = f"a prompt of {len(message.ids)} tokens up to {max(message.ids)}"
-            room = f"there is room for {session.max_tokens} of a vocabulary of {self._vocab_size}"
-            self._fail(message.session, FailureCode.BAD_MESSAGE, f"{fact}: {room}")
         else:
-            session.active_s = self._clock()
-            session.num_in = len(message.ids)
-            session.tokens.prompt(message.ids)
-            self._feed(session, session.tokens.first_step())
+            self.begin(session, message.num_cached)
 
     def _handle_sampled(self, peer: PeerId, message: Sampled) -> None:
         for choice in message.choices:

@@ -3,7 +3,7 @@
 The tail chooses tokens and tells the head at the same time as the client; so the client's distance is not in the loop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from chainserve.planning.speculation import Speculation
@@ -23,13 +23,14 @@ class HeadTokens:
     def __init__(
         self,
         session: SessionId,
+        prompt: Sequence[int],
         *,
         max_tokens: int,
         max_drafts: int,
         extra_s: ExtraSeconds,  # by how many seconds so many drafts make a step longer
         clock: Callable[[], float],
     ) -> None:
-        self.num_cached: int | None = None  # tokens that nobody has to compute; None: the chain does not stand yet
+        self.num_cached: int | None = None  # tokens that nobody has to compute; None: not known yet
         self.num_answers = 0  # of the tail, so far
         self._num_emitted = 0  # steps that have gone on to the next server
         self._fed_end = 0  # position up to which tokens were given to the engine
@@ -38,6 +39,7 @@ class HeadTokens:
         self._max_tokens = max_tokens
         self._max_drafts = max_drafts
         self._known = PromptLookup()
+        self._known.extend(prompt)
         self._drafts: list[int] = []  # what may follow the last step's first token, sent or not
         self._match = 0  # tokens before them that were there before
         self._speculation = Speculation(extra_s)
@@ -50,19 +52,10 @@ class HeadTokens:
         """All tokens that are certain."""
         return self._known.ids
 
-    @property
-    def is_prompted(self) -> bool:
-        return bool(self.ids)
-
-    def prompt(self, ids: tuple[int, ...]) -> None:
-        """Take the prompt."""
-        self._known.extend(ids)
-
-    def first_step(self) -> Step | None:
-        """The prompt, but for what is cached; None until both the prompt and the chain are there."""
-        if not self.is_prompted or self.num_cached is None:
-            return None
-        start = min(self.num_cached, len(self.ids) - 1)
+    def first_step(self, num_cached: int) -> Step:
+        """The prompt, but for what every server has cached."""
+        self.num_cached = num_cached
+        start = min(num_cached, len(self.ids) - 1)
         self._fed_end = len(self.ids)
         return Step(self._session, 0, start, len(self.ids) - start, 1, ids=tuple(self.ids[start:]))
 

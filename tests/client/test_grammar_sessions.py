@@ -25,7 +25,7 @@ from chainserve.models.grammars import Grammars
 from chainserve.protocol.messages import Close, FailureCode, Open
 from chainserve.protocol.pages import PAGE_TOKENS
 from chainserve.protocol.sampling import Sampling
-from chainserve.types import PeerId, Span
+from chainserve.types import PeerId, SessionId, Span
 from chainserve_client.network import Network
 from chainserve_client.opening import Request, open_line, prefix_of
 from chainserve_client.token_session import TokenSession
@@ -48,7 +48,8 @@ def request(sampling: Sampling, *, ids: Sequence[int] = PROMPT) -> Request:
 
 async def session_of(network: Network, sampling: Sampling) -> TokenSession:
     asked = request(sampling)
-    return TokenSession(await open_line(network, asked), list(asked.ids))
+    assert isinstance(asked.ids, list)
+    return TokenSession(await open_line(network, asked), asked.ids)
 
 
 async def tokens_of(session: TokenSession) -> list[int]:
@@ -184,5 +185,6 @@ async def test_a_prefix_that_hides_part_of_the_answer_is_refused() -> None:
         made = swarm.servers["a"]
         sender = PeerId("client")
         hops = swarm.chain("a").hops
-        message = Open(bytes(16), MODEL.digest, hops, 0, sender, 1, 80, sampling=HELD, prefix=(bytes(16),) * 2)  # type: ignore[arg-type]
+        session, prefix = SessionId(bytes(16)), (bytes(16),) * 2
+        message = Open(session, MODEL.digest, hops, 0, sender, 1, 80, sampling=HELD, prefix=prefix, ids=tuple(PROMPT))
         assert "tail has to see" in str(made.sessions._fault_of(message))

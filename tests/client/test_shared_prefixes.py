@@ -7,7 +7,7 @@ import pytest
 from served_in_memory import MemorySwarmOfServers, generated, served, until
 from test_token_mode import DRAWN, GREEDY, THREE, answer, check_free, session_of
 
-from chainserve.protocol.messages import Open, Prompt
+from chainserve.protocol.messages import Open
 from chainserve.protocol.pages import PAGE_TOKENS
 from chainserve.protocol.sampling import Sampling
 
@@ -84,7 +84,7 @@ async def test_who_waits_for_a_prefix_is_let_in_when_the_first_gives_up_and_may_
         first = await session_of(network, prompt=PROMPTS[0], sampling=sampling_of(PROMPTS[0]), num_tokens=6)
         running = asyncio.create_task(answer(first))
         received = swarm.servers["a"].received
-        await until(lambda: any(isinstance(message, Prompt) for message in received))
+        await until(lambda: any(isinstance(message, Open) for message in received))
         openings = [
             asyncio.create_task(session_of(network, prompt=prompt, sampling=sampling_of(prompt), num_tokens=6))
             for prompt in PROMPTS[1:3]
@@ -112,7 +112,7 @@ async def test_an_opening_that_is_repeated_while_it_waits_does_not_get_a_place_t
         first = await session_of(network, prompt=PROMPTS[0], sampling=sampling_of(PROMPTS[0]), num_tokens=6)
         running = asyncio.create_task(answer(first))
         head = swarm.servers["a"]
-        await until(lambda: any(isinstance(message, Prompt) for message in head.received))
+        await until(lambda: any(isinstance(message, Open) for message in head.received))
         waiting = asyncio.create_task(
             session_of(network, prompt=PROMPTS[1], sampling=sampling_of(PROMPTS[1]), num_tokens=6)
         )

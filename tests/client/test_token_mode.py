@@ -10,7 +10,7 @@ import pytest
 from served_in_memory import CHUNK_TOKENS, MODEL, VOCAB, MemorySwarmOfServers, generated, served, until
 
 from chainserve.errors import SessionLostError, SessionRefusedError
-from chainserve.protocol.messages import Activations, Choice, FailureCode, Prompt, Sampled, Step, WireTensor
+from chainserve.protocol.messages import Activations, Choice, FailureCode, Open, Opened, Sampled, Step, WireTensor
 from chainserve.protocol.pages import page_hashes
 from chainserve.protocol.sampling import Sampling
 from chainserve.types import Chain, Span
@@ -104,7 +104,7 @@ async def test_the_client_is_not_in_the_loop() -> None:
         await answer(await session_of(await swarm.client()))
         client = swarm.networks[0].swarm.peer_id
         received = swarm.servers["a"].received
-        assert sum(isinstance(message, Prompt) for message in received) == 1
+        assert sum(isinstance(message, Open) for message in received) == 1
         assert sum(isinstance(message, Sampled) for message in received) == 20
         assert not any(isinstance(message, Activations) for message in received)
         assert client not in {peer for made in swarm.servers.values() for peer in (made.peer,)}
@@ -215,7 +215,7 @@ async def test_a_head_takes_tokens_from_its_tail_only_and_only_those_that_are_du
         network = await swarm.client()
         session = await session_of(network, chain=swarm.chain("a", "b"))
         running = asyncio.create_task(answer(session))
-        await until(lambda: any(isinstance(message, Prompt) for message in head.received))
+        await until(lambda: any(isinstance(message, Open) for message in head.received))
         [session_id] = head.sessions.outside(None)
         forged = Sampled((Choice(session_id, start, (1,), is_last=False),))
         head.sessions.handle(network.swarm.peer_id, forged)  # from the client: no business of its
@@ -233,13 +233,32 @@ async def test_a_head_takes_tokens_from_its_tail_only_and_only_those_that_are_du
 async def test_what_a_prompt_may_be_is_checked_at_the_head() -> None:
     async with served({"a": Span(0, 4), "b": Span(4, 8)}) as swarm:
         network = await swarm.client()
-        for prompt in ([VOCAB], [1] * 200):
-            session = await session_of(network, prompt=[1], num_tokens=20, chain=swarm.chain("a", "b"))
-            session.line.current.state.lengths = [0]
-            session._ids[:] = prompt
-            with pytest.raises(SessionLostError, match="a prompt of"):
-                await choices_of(session)
-            await session.close()
+        for prompt, num_tokens in (([VOCAB], 20), ([1] * 200, -100), ([], 20)):
+            with pytest.raises(SessionRefusedError, match="a prompt") as caught:
+                await session_of(network, prompt=prompt, num_tokens=num_tokens, chain=swarm.chain("a", "b"))
+            assert caught.value.code == FailureCode.BAD_MESSAGE
+        await check_free(swarm)
+
+
+async def test_only_the_head_sees_the_prompt() -> None:
+    async with served(THREE) as swarm:
+        await answer(await session_of(await swarm.client()))
+        openings = {name: [m for m in made.received if isinstance(m, Open)] for name, made in swarm.servers.items()}
+        assert {name: [m.ids for m in each] for name, each in openings.items()} == {
+            "a": [tuple(PROMPT)],
+            "b": [()],
+            "c": [()],
+        }
+
+
+async def test_a_head_begins_before_it_knows_that_the_chain_stands() -> None:
+    async with served(THREE) as swarm:
+        head, tail = swarm.servers["a"], swarm.servers["c"]
+        handle = head.sessions.handle
+        head.sessions.handle = lambda peer, message: None if isinstance(message, Opened) else handle(peer, message)  # type: ignore[method-assign]
+        network = await swarm.client()
+        assert await answer(await session_of(network)) == generated(PROMPT, GREEDY, num_tokens=20)
+        assert sum(isinstance(message, Open) for message in tail.received) == 1
         await check_free(swarm)
 
 

@@ -30,7 +30,6 @@ from chainserve.protocol.messages import (
     Open,
     Opened,
     Probe,
-    Prompt,
     Queued,
     Reorder,
     Sampled,
@@ -61,6 +60,7 @@ SAMPLING = Sampling(
     grammar='start: "é"',
 )
 TOKEN_OPEN = replace(OPEN, num_lanes=1, sampling=SAMPLING, prefix=(bytes(16), bytes(range(16))), num_cached=16)
+PROMPT_OPEN = replace(TOKEN_OPEN, position=0, num_cached=0, ids=(1, 2, 70_000))
 CHOICE = Choice(
     SESSION,
     9,
@@ -70,7 +70,6 @@ CHOICE = Choice(
     spent=(Spent(1, 2), Spent(0, 2**32 - 1)),
 )
 SAMPLED = Sampled((CHOICE, Choice(OTHER, 0, (1,), is_last=False)))
-PROMPT = Prompt(SESSION, (1, 2, 70_000))
 ADMIT = Admit(SESSION, HOPS, epoch=7, num_tokens=2048)
 ACTIVATIONS = Activations(
     (
@@ -87,9 +86,9 @@ MESSAGES: list[Frame] = [
     Leaving(SESSION, PeerId("B")),
     OPEN,
     TOKEN_OPEN,
+    PROMPT_OPEN,
     Opened(SESSION),
     ACTIVATIONS,
-    PROMPT,
     SAMPLED,
     Reorder(SESSION, (1, 0, 0)),
     Close(SESSION),
@@ -152,7 +151,8 @@ def opens(draw: st.DrawFn) -> Open:
     prefix = tuple(draw(st.lists(st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES), max_size=4)))
     how = draw(st.none() | samplings)
     place = hops, position, draw(peers), lanes, draw(counts)
-    return Open(draw(sessions), draw(peers), *place, how, prefix, draw(counts))
+    ids = tuple(draw(st.lists(tokens, max_size=9)))
+    return Open(draw(sessions), draw(peers), *place, how, prefix, draw(counts), ids)
 
 
 @st.composite
@@ -180,7 +180,6 @@ messages = st.one_of(
     opens(),
     activations(),
     st.builds(Opened, sessions, counts),
-    st.builds(Prompt, sessions, st.lists(tokens, min_size=1, max_size=9).map(tuple)),
     st.lists(choices(), min_size=1, max_size=3).map(lambda made: Sampled(tuple(made))),
     sessions.map(Close),
     st.builds(Reorder, sessions, lanes, sequences),
@@ -522,8 +521,9 @@ def test_choices_and_prompts_that_make_no_sense_are_refused() -> None:
     assert refusal(forge(encode(SAMPLED), lambda header: header[0][0].__setitem__(2, []))).reason == "field"
     assert refusal(forge(encode(SAMPLED), lambda header: header[0][0].__setitem__(3, 1))).reason == "field"
     assert refusal(forge(encode(SAMPLED), lambda header: header[0][0][4].pop())).reason == "field"
-    assert refusal(forge(encode(PROMPT), lambda header: header.__setitem__(1, 2))).reason == "tensor"
-    assert refusal(encode(PROMPT), replace(LIMITS, max_vocab=70_000)).reason == "field"
+    for num_ids in (-1, 2, 4, 2**40):
+        refusal(forge(encode(PROMPT_OPEN), lambda header, num_ids=num_ids: header.__setitem__(10, num_ids)))
+    assert refusal(encode(PROMPT_OPEN), replace(LIMITS, max_vocab=70_000)).reason == "field"
     assert refusal(forge(encode(ACTIVATIONS), lambda header: header[2][1].__setitem__(6, bytes(8)))).reason == "field"
 
 

@@ -18,6 +18,7 @@ from chainserve.protocol.messages import (
     Step,
     WireTensor,
 )
+from chainserve.protocol.sampling import Sampling
 from chainserve.protocol.session import ClientSession, Phase
 from chainserve.types import Chain, Hop, PeerId, SessionId, Span
 
@@ -136,6 +137,10 @@ def test_closing_is_said_once() -> None:
 
 
 def test_in_token_mode_too_servers_can_be_asked_who_holds_up_a_step() -> None:
-    session = opened()
-    session.prompt([1, 2, 3])
+    chain = Chain((Hop(HEAD, Span(0, 4)),))
+    sampling, ids = Sampling(num_prompt_tokens=3), (1, 2, 3)
+    session = ClientSession(
+        ID, chain, model="m", client=PeerId("me"), num_lanes=1, max_tokens=9, sampling=sampling, ids=ids
+    )
+    session.receive(Opened(ID))
     assert decode(encode(session.stalled()), Limits()) == Stalled(ID, 0)

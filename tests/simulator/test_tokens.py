@@ -63,7 +63,7 @@ def test_one_session_on_a_chain_takes_the_sum_of_its_servers_and_links() -> None
     assert outcome.finish_s[0] == outcome.end_s == pytest.approx(first + 3 * trip)
 
 
-def test_in_token_mode_the_client_is_not_in_the_loop() -> None:
+def test_in_token_mode_the_prompt_goes_ahead_and_the_client_is_not_in_the_loop() -> None:
     requests = make_requests([0.0], input_tokens=10, output_tokens=4)
     outcome = play(
         requests,
@@ -74,7 +74,7 @@ def test_in_token_mode_the_client_is_not_in_the_loop() -> None:
         ),
         protocol=Protocol(mode=Mode.TOKEN, hidden_bytes=100, token_bytes=4),
     )
-    first = 2.25 + (1 + 40 / 500) + 0.6 + (0.25 + 1) + 2 * 0.6 + (1 + 4 / 500)
+    first = (1 + 40 / 500) + 0.6 + (0.25 + 1) + 2 * 0.6 + (1 + 4 / 500)
     trip = (0.25 + 4 / 500) + 0.2 + (0.25 + 100 / 1000) + 2 * 0.2
     assert outcome.time_to_first_token_s[0] == pytest.approx(first)
     assert outcome.inter_token_s[0] == pytest.approx(trip)

@@ -122,15 +122,22 @@ class _Swarm:
         self._at(self._wires.send(sender, receiver, now_s=self._now_s, num_bytes=num_bytes), handle, work)
 
     def _open(self, session: Session, route: Route) -> None:
-        """Ask every hop, from the head on; the tail answers the client."""
+        """Ask every hop, from the head on; the tail answers the client, which sends its prompt then.
+
+        Of tokens the head has the prompt with the first message, and begins at once.
+        """
         if not session.num_replays:
             session.start_s = self._now_s
         session.chain = route.index
         session.tail = route.legs[-1]
         session.num_produced = session.num_received
         chunks = list(chunks_of(session, route.head, chunk_tokens=self._protocol.chunk_tokens))
+        prompt = Work(route.head.server, chunks=chunks)
+        if self._in_tokens:
+            self._prefill(prompt)
+            return
         trip_s = self._wires.trip_s([CLIENT, *(leg.server.peer for leg in route.legs), CLIENT])
-        self._at(self._now_s + trip_s, self._prefill, Work(route.head.server, chunks=chunks))
+        self._at(self._now_s + trip_s, self._prefill, prompt)
 
     def _prefill(self, prompt: Work) -> None:
         """Send a prompt, or what of it and the answer is known before a replay, in one message per chunk."""
