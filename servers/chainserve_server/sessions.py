@@ -37,6 +37,7 @@ from chainserve.protocol.sampling import Sampling
 from chainserve.types import PeerId, SessionId, Span
 from chainserve_server.engine import Engine
 from chainserve_server.grammars import Compile, Compiled
+from chainserve_server.held_back import HeldBack, HeldBacks
 from chainserve_server.kept_pages import CertainPages, num_common
 from chainserve_server.steps import Post, ServerSession, Steps
 from chainserve_server.token_mode import ExtraSeconds, HeadTokens
@@ -78,7 +79,6 @@ class Sessions:
     ) -> None:
         self._me = me
         self._compile_grammar = compile_grammar
-        self._compiling: dict[SessionId, tuple[PeerId, Open]] = {}  # those that wait for their grammar
         self._model = model
         self._engine = engine
         self._post = post
@@ -96,7 +96,7 @@ class Sessions:
         self._open: dict[SessionId, ServerSession] = {}
         self.closed_because: str | None = "is loading its blocks"  # None: open for sessions
         self.counts: Counter[str] = Counter()
-        self._waiting: dict[SessionId, list[tuple[PeerId, Open, float]]] = {}  # by whose pages they wait for
+        self._held_back = HeldBacks()
         self._steps = Steps(
             me,
             self._open,
@@ -164,9 +164,8 @@ class Sessions:
         if self.closed_because is not None:
             self._answer(self.places.close(self.closed_because))
         self._answer(self.places.tick(now_s))
-        for first, waiting in list(self._waiting.items()):
-            if any(now_s - since_s > PREFIX_WAIT_S for _, _, since_s in waiting):
-                self._let_in(first)
+        for first in self._held_back.late(now_s - PREFIX_WAIT_S):
+            self._let_in(first)
         abandoned = [id_ for id_, session in self._open.items() if now_s - session.active_s > self._idle_s]
         self.end(abandoned, FailureCode.ABANDONED, f"no step for {self._idle_s:.0f} s")
         if self._num_waiting != self.places.num_waiting:
@@ -180,7 +179,7 @@ class Sessions:
 
     def lost(self, peer: PeerId, reason: str) -> None:
         """End every session that ran over the link to `peer`, and free the places that it asked for."""
-        self._stop_waiting(lambda who, _: who == peer)
+        self._held_back.drop(peer)
         self._answer(self.places.lost(peer, now_s=self._clock()))
         for session_id, session in list(self._open.items()):
             if peer in session.neighbours:
@@ -220,7 +219,7 @@ class Sessions:
         before = message.hops[message.position - 1].peer if message.position else message.client
         refusal: tuple[FailureCode, str] | None = None
         is_head, is_tail = message.position == 0, message.position == len(message.hops) - 1
-        if self._waits(message.session) and not has_waited:
+        if message.session in self._held_back:
             self._stray(peer, message)
             return
         if message.session in self._open or before != peer or hop.peer != self._me:
@@ -236,11 +235,11 @@ class Sessions:
         else:
             refusal = self._take_place(peer, message) if not has_waited else None
             if refusal is None and not has_waited and (first := self._who_computes(message)) is not None:
-                self._waiting.setdefault(first, []).append((peer, message, self._clock()))
+                self._held_back.add(HeldBack(peer, message, self._clock(), first))
                 return
             if refusal is None and is_tail and message.sampling and message.sampling.grammar is not None:
                 if compiled is None and self._compile_grammar is not None:
-                    self._compiling[message.session] = peer, message
+                    self._held_back.add(HeldBack(peer, message, self._clock()))
                     self._compile_grammar(message.sampling.grammar, lambda made: self._open_with(message, made))
                     return
                 refusal = _no_matcher(compiled)
@@ -285,9 +284,8 @@ class Sessions:
 
     def _open_with(self, message: Open, compiled: Compiled) -> None:
         """Go on with opening a session whose grammar has been compiled, if it is still wanted."""
-        peer, waiting = self._compiling.pop(message.session, (None, None))
-        if peer is not None and waiting is message:
-            self._handle_open(peer, message, has_waited=True, compiled=compiled)
+        if (held := self._held_back.take(message)) is not None:
+            self._handle_open(held.peer, message, has_waited=True, compiled=compiled)
 
     def _begin_token_mode(
         self, session: ServerSession, message: Open, sampling: Sampling, matcher: Matcher | None
@@ -353,8 +351,8 @@ class Sessions:
 
     def _let_in(self, first: SessionId) -> None:
         """The pages of this session's prompt are kept, or will never be: those that waited for them open now."""
-        for peer, message, _ in self._waiting.pop(first, ()):
-            self._handle_open(peer, message, has_waited=True)
+        for held in self._held_back.take_behind(first):
+            self._handle_open(held.peer, held.message, has_waited=True)
 
     def _reserve(self, message: Open) -> tuple[FailureCode, str] | None:
         """Reserve the session's cache; returns why not."""
@@ -373,7 +371,7 @@ class Sessions:
     def _handle_close(self, peer: PeerId, message: Close) -> None:
         session = self._open.get(message.session)
         if session is None:
-            self._stop_waiting(lambda who, session_id: (who, session_id) == (peer, message.session))
+            self._held_back.drop(peer, message.session)
             self._answer(self.places.end(peer, message.session, now_s=self._clock()))
         elif session.previous != peer:
             self._stray(peer, message)
@@ -408,19 +406,6 @@ class Sessions:
             self._on_served(session.num_in, session.num_out)
         self._on_change()
         self._let_in(session_id)
-
-    def _waits(self, session: SessionId) -> bool:
-        """Whether it waits for the pages of another."""
-        for_pages = any(message.session == session for waiting in self._waiting.values() for _, message, _ in waiting)
-        return for_pages or session in self._compiling
-
-    def _stop_waiting(self, is_gone: Callable[[PeerId, SessionId], bool]) -> None:
-        """Forget who waited to be opened, for the pages of others or a grammar, and does not want it any more."""
-        for session_id, (peer, _) in list(self._compiling.items()):
-            if is_gone(peer, session_id):
-                del self._compiling[session_id]
-        for first, waiting in list(self._waiting.items()):
-            self._waiting[first] = [one for one in waiting if not is_gone(one[0], one[1].session)]
 
     def _answer(self, answers: Iterable[Answer]) -> None:
         for client, message in answers:

@@ -167,11 +167,11 @@ async def test_while_a_grammar_is_compiled_others_go_on_and_who_gives_up_leaves_
         tail.sessions._compile_grammar = GrammarQueue(slow).compile
         network = await swarm.client()
         opening = [asyncio.create_task(session_of(network, DRAWN)) for _ in range(2)]
-        await until(lambda: len(tail.sessions._compiling) == 2)
+        await until(lambda: len(tail.sessions._held_back) == 2)
         plain = replace(DRAWN, grammar=None)
         assert await answer(network, plain) == generated(PROMPT, plain, num_tokens=NUM_TOKENS)
         opening[0].cancel()
-        await until(lambda: len(tail.sessions._compiling) == 1)
+        await until(lambda: len(tail.sessions._held_back) == 1)
         assert any(isinstance(message, Close) for message in tail.received)
         slow.may_go.set()
         session = await opening[1]
