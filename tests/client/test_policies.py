@@ -4,12 +4,12 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from live_swarms import plan_of, server
+from live_swarms import NOW, plan_of, server
 from served_in_memory import MODEL, MemorySwarmOfServers, served, until
 
 from chainserve.errors import RequestError
 from chainserve.protocol.messages import Admit
-from chainserve.swarm.plans import SwarmPlan
+from chainserve.swarm.plans import SwarmPlan, record_of
 from chainserve.types import Span
 from chainserve_client.lifeline import Lifeline
 from chainserve_client.network import Network
@@ -29,10 +29,6 @@ def routed(plan: SwarmPlan) -> SwarmPlan:
 
 def follow_without_chains(swarm: MemorySwarmOfServers) -> None:
     """Let clients see a plan that leaves cache to routes."""
-    from live_swarms import NOW
-
-    from chainserve.swarm.plans import record_of
-
     plan = routed(swarm.plan(("a", 1, 1.0)))
     swarm.hub.plans[plan.planner] = record_of(plan), NOW + 30
     for made in swarm.servers.values():
