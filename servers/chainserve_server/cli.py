@@ -21,6 +21,7 @@ from chainserve.protocol.messages import DTYPES, INT8
 from chainserve.runtime import logs
 from chainserve.runtime.background import is_busy
 from chainserve.runtime.cores import free_idle_cores
+from chainserve_server import bench_options
 from chainserve_server.family_options import asks_for_family, children_of
 from chainserve_server.gateway_beside import GatewayBeside, add_options, arguments_of
 from chainserve_server.standard_input import StandardInput
@@ -212,6 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--token-file", type=Path, metavar="FILE", help="write the token of a new swarm there, and do not print it"
     )
     add_options(parser)
+    bench_options.add_options(parser)
     parser.add_argument("--verbose", action="store_true", help="log what happens")
     parser.add_argument("--log-json", action="store_true", help="say and log everything as lines of JSON")
     parser.add_argument(
@@ -246,6 +248,7 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
         token_days=options.token_days,
         lease_s=options.lease,
         name=options.name,
+        orders=bench_options.orders_of(options),
     )
 
 
