@@ -211,6 +211,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="write the token of a new swarm there, and do not print it"
     )
+    parser.add_argument(
+        "--slowdown",
+        type=float,
+        metavar="F",
+        help="for benchmarks only: take F times as long for everything as this device was measured to (no)",
+    )
     add_options(parser)
     parser.add_argument("--verbose", action="store_true", help="log what happens")
     parser.add_argument("--log-json", action="store_true", help="say and log everything as lines of JSON")
@@ -246,6 +252,7 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
         token_days=options.token_days,
         lease_s=options.lease,
         name=options.name,
+        slowdown=options.slowdown,
     )
 
 

@@ -69,6 +69,7 @@ class ServerConfig:
     move_grace_s: float = 10.0  # and when we move to other blocks
     lease_s: float = 30.0  # how long our record counts
     name: str | None = None  # what people call this server
+    slowdown: float | None = None  # for benchmarks: forwards take so many times as long as was measured
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65535:
@@ -91,6 +92,8 @@ class ServerConfig:
                 check_name("name", self.name)
             except ValueError as error:
                 raise UsageError(f"--name: {error}") from None
+        if self.slowdown is not None and not 1 <= self.slowdown < float("inf"):
+            raise UsageError(f"a server cannot be slowed down {self.slowdown:g} times: give at least 1 with --slowdown")
         if not self.token_days > 0:
             raise UsageError(f"a token cannot be good for {self.token_days:g} days: give more with --token-days")
         if self.join is None:
