@@ -6,12 +6,12 @@ Generator, or none where nothing is random.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chainserve.planning.values import require
+from chainserve.simulator.trace import read_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -121,25 +121,13 @@ def varying_arrivals(
 
 
 def read_trace(lines: Iterable[str]) -> Requests:
-    """Requests of a trace in the format of the Azure LLM inference traces, the first at 0 s, all of size 1.
-
-    Columns TIMESTAMP (ISO 8601), ContextTokens, GeneratedTokens, with a line of headings (Patel et al., Splitwise).
-    ValueError names the line that is not like that.
-    """
-    rows = iter(lines)
-    if next(rows, "").strip() != "TIMESTAMP,ContextTokens,GeneratedTokens":
-        raise ValueError("not a trace: the first line has to be TIMESTAMP,ContextTokens,GeneratedTokens")
-    times, inputs, outputs = [], [], []
-    for number, row in enumerate(rows, start=2):
-        try:
-            timestamp, input_tokens, output_tokens = row.strip().split(",")
-            times.append(datetime.fromisoformat(timestamp))
-            inputs.append(int(input_tokens))
-            outputs.append(int(output_tokens))
-        except ValueError as error:
-            raise ValueError(f"line {number} of the trace is {row.strip()!r}") from error
-    arrival_s = [(time - times[0]).total_seconds() for time in times]
-    return make_requests(arrival_s, input_tokens=inputs, output_tokens=outputs)
+    """Requests of a trace (see `trace`), the first at 0 s, all of size 1; ValueError names the line that is none."""
+    rows = read_rows(lines)
+    return make_requests(
+        [row.arrival_s for row in rows],
+        input_tokens=[row.input_tokens for row in rows],
+        output_tokens=[row.output_tokens for row in rows],
+    )
 
 
 def at_rate(requests: Requests, rate: float) -> Requests:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from chainserve import __version__
 from chainserve.errors import ChainserveError, UsageError
 from chainserve.runtime.cores import free_idle_cores
+from chainserve.runtime.loops import quickest_loop
 from chainserve_client import plan_command, token_command
-from chainserve_client.bench import command as bench_command
+from chainserve_client.bench import options as bench_options
 from chainserve_client.colours import wants_colours
 from chainserve_client.completion import SHELLS, complete
 from chainserve_client.doctor import command as doctor_command
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "completion":
             print(complete(build_parser(), options.shell))
             return 0
-        with asyncio.Runner(loop_factory=_quickest_loop()) as runner:
+        with asyncio.Runner(loop_factory=quickest_loop()) as runner:
             return runner.run(COMMANDS[options.command](options)) or 0
     except ChainserveError as error:
         print(f"chainserve: {error}", file=sys.stderr)
@@ -57,15 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, EOFError):
         print(file=sys.stderr)
         return 130
-
-
-def _quickest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed."""
-    try:
-        import uvloop
-    except ModuleNotFoundError:
-        return None
-    return uvloop.new_event_loop
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     gateway_command.add_parser(commands)
     token_command.add_parser(commands)
     doctor_command.add_parser(commands)
-    bench_command.add_parser(commands)
+    bench_options.add_parser(commands)
     completion = commands.add_parser("completion", help="print what completes these commands in a shell")
     completion.add_argument("shell", choices=SHELLS, help="which shell")
     add_examples({"": parser, **commands.choices})
@@ -160,12 +152,14 @@ async def token(options: argparse.Namespace) -> int:
 
 async def bench(options: argparse.Namespace) -> int:
     """Show what requests took; 1 if some were not answered."""
-    bench_command.check(options)
+    from chainserve_client.bench.command import bench as run_bench
+
+    bench_options.check(options)
     if options.token is not None:
         check_token(options.token)
-    results = await bench_command.measure(options)
-    print(bench_command.to_json(results, options) if options.json else bench_command.to_text(results))
-    return int(any(result.error is not None for result in results))
+    done = await run_bench(options, terminal=sys.stderr if sys.stderr.isatty() else None)
+    print(done.text)
+    return done.status
 
 
 async def doctor(options: argparse.Namespace) -> int:

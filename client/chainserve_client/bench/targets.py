@@ -1,90 +1,60 @@
-"""What is asked: a swarm by its token, or any server of OpenAI's API by its URL. Both as streams."""
+"""What is asked, as a stream of what comes back: here a swarm by its token; `endpoint` has servers of OpenAI's API."""
 
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
-import aiohttp
-
-from chainserve.errors import ChainserveError
+from chainserve_client.bench.load import Due
+from chainserve_client.bench.prompts import token_prompt
+from chainserve_client.bench.timing import Change, Route, route_of
 from chainserve_client.client import AsyncClient
-
-ERROR_CHARS = 200
-
-
-class BenchError(ChainserveError):
-    """A request that was not answered as it should be."""
+from chainserve_client.parameters import GenerationOptions
+from chainserve_client.token_session import HopTime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """Something of an answer has come."""
+    """Something of an answer has come, or is told of it; what is not told is empty."""
 
     num_tokens: int = 0
-    waited_s: float | None = None
+    """That came now."""
+    opened_s: float | None = None
+    """From when it was sent until it had its place."""
+    chain: Route = ()
+    hops: tuple[HopTime, ...] = ()
+    changes: tuple[Change, ...] = ()
+    num_input_tokens: int | None = None
+    num_output_tokens: int | None = None
+    """In all, where the pieces that come may not be single tokens."""
+
+    def then(self, later: "Arrival") -> "Arrival":
+        """What is known when something more has been told."""
+        told = {each.name: getattr(later, each.name) for each in fields(later)}
+        return replace(self, **{name: value for name, value in told.items() if value not in (None, ())})
 
 
-Target = Callable[[int], AsyncIterator[Arrival]]
-"""Sends the request of this number, and gives what comes."""
+Target = Callable[[Due], AsyncIterator[Arrival]]
+"""Sends a request, and gives what comes."""
 
 
-def swarm(client: AsyncClient, prompt: str, *, max_tokens: int) -> Target:
-    """A swarm: each request begins with its number, so that none has a prompt that is cached."""
-
-    async def ask(index: int) -> AsyncIterator[Arrival]:
-        stream = client.stream(f"{index}. {prompt}", max_new_tokens=max_tokens, ignore_end=True)
-        async with aclosing(stream):
-            async for _ in stream:
-                yield Arrival(1)
-        yield Arrival(waited_s=stream.result.opened_s)
-
-    return ask
-
-
-def api(
-    http: aiohttp.ClientSession,
-    url: str,
-    prompt: str,
-    *,
-    model: str,
-    max_tokens: int,
-    key: str | None = None,
-    is_full_length: bool = False,
+def swarm(
+    client: AsyncClient, *, seed: int, timeout_s: float, num_shared: int = 0, max_drafts: int | None = None
 ) -> Target:
-    """A server of OpenAI's API, where `url` ends in /v1. A piece of text counts as a token."""
-    more = {"ignore_eos": True} if is_full_length else {}
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    """A swarm: prompts of exactly as many tokens as are due, and answers that go on past the model's end token."""
+    usual = GenerationOptions(ignore_end=True, timeout_s=timeout_s)
+    if max_drafts is not None:
+        usual["max_drafts"] = max_drafts
 
-    async def ask(index: int) -> AsyncIterator[Arrival]:
-        messages = [{"role": "user", "content": f"{index}. {prompt}"}]
-        body = {"model": model, "messages": messages, "max_tokens": max_tokens, "stream": True, **more}
-        try:
-            async with http.post(f"{url.rstrip('/')}/chat/completions", json=body, headers=headers) as response:
-                if response.status != 200:
-                    raise BenchError(f"HTTP {response.status}: {(await response.text())[:ERROR_CHARS]}")
-                async for line in response.content:
-                    if read_event(line):
-                        yield Arrival(1)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise BenchError(str(error)[:ERROR_CHARS] or type(error).__name__) from None
+    vocabulary = [token for token in range(client.text.vocab_size) if token not in client.text.end_tokens]
+
+    async def ask(due: Due) -> AsyncIterator[Arrival]:
+        prompt = token_prompt(due.index, due.num_input_tokens, seed=seed, vocabulary=vocabulary, num_shared=num_shared)
+        stream = client.stream(prompt, **GenerationOptions(**usual, max_new_tokens=due.num_output_tokens))
+        async with aclosing(stream):
+            async for piece in stream:
+                yield Arrival(num_tokens=1, chain=route_of(piece.chain))
+        result = stream.result
+        changes = tuple(Change(each.peer, each.reason, each.stall_s) for each in result.recoveries)
+        yield Arrival(opened_s=result.opened_s, chain=route_of(result.chain), hops=result.hop_times, changes=changes)
 
     return ask
-
-
-def read_event(line: bytes) -> str:
-    """The text in a line of a stream, if there is any; BenchError if the line tells of an error."""
-    if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
-        return ""
-    event: Any = json.loads(line[5:])
-    if not isinstance(event, dict):
-        raise BenchError(f"an event that is no object: {line[:ERROR_CHARS]!r}")
-    if "error" in event:
-        raise BenchError(str(event["error"])[:ERROR_CHARS])
-    choices = event.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return ""
-    delta = choices[0].get("delta")
-    text = delta.get("content") if isinstance(delta, dict) else None
-    return text if isinstance(text, str) else ""
