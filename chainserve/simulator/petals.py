@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from chainserve.planning.baselines.petals import NO_CACHE_S, seems_to_lack_cache
+from chainserve.planning.baselines.petals import BANNED_FOR_S, NO_CACHE_S, retry_delay_s, seems_to_lack_cache
 from chainserve.planning.baselines.routes import Routes
 from chainserve.planning.baselines.windows import require_room
 from chainserve.planning.values import Placement, require
@@ -20,13 +20,6 @@ from chainserve.simulator.times import RouteTime
 from chainserve.types import Chain, PeerId
 
 ANNOUNCED_EVERY_S = 120.0
-BANNED_FOR_S = 15.0
-LONGEST_BACKOFF_S = 16.0  # the source goes on to 60; the shorter one is kinder to it
-
-
-def retry_delay_s(num_failures: int) -> float:
-    """Seconds before the next try after so many failures: 0, 1, 2, 4, 8, and 16 from then on."""
-    return 0.0 if num_failures == 1 else min(2.0 ** (num_failures - 2), LONGEST_BACKOFF_S)
 
 
 class PetalsScheduler:

@@ -9,6 +9,7 @@ from itertools import permutations
 from chainserve.planning.times import BlockTimes, ServerTimes
 from chainserve.planning.values import ModelSpec, Placement
 from chainserve.swarm.offers import MAX_SIZE, Demand, Offer, StepCheck
+from chainserve.swarm.orders import Orders, filled
 from chainserve.swarm.plans import Membership, PlanInputs, PlannedServer, SwarmPlan, Way
 from chainserve.swarm.records import Announcement
 from chainserve.types import PeerId, Span
@@ -50,13 +51,20 @@ class ModelFacts:
     wire_bytes: int  # activations of one token
 
 
-def inputs_of(members: Mapping[PeerId, Announcement], model: ModelFacts, current: SwarmPlan | None) -> PlanInputs:
+def inputs_of(
+    members: Mapping[PeerId, Announcement],
+    model: ModelFacts,
+    current: SwarmPlan | None,
+    *,
+    orders: Orders | None = None,
+) -> PlanInputs:
     """What is to be planned: these servers, as they describe themselves; `current` is the plan that they follow."""
+    orders = orders or Orders()
     offers = {peer: server.offer for peer, server in members.items() if server.offer is not None}
-    demand = total_demand(offer.demand for offer in offers.values())
+    demand = orders.demand or total_demand(offer.demand for offer in offers.values())
     reference = offers[min(offers)].profile
-    slot_tokens = SLOT_TOKENS
-    while slot_tokens < demand.input_tokens + demand.output_tokens:
+    slot_tokens = orders.slot_tokens or SLOT_TOKENS
+    while slot_tokens < demand.input_tokens + demand.output_tokens and orders.slot_tokens is None:
         slot_tokens *= 2
     slot_tokens = min(slot_tokens, model.longest_tokens)
     spec = ModelSpec(
@@ -68,12 +76,12 @@ def inputs_of(members: Mapping[PeerId, Announcement], model: ModelFacts, current
         is_tied=reference.is_tied,
     )
     own_bytes = {peer: _block_bytes(offer, token_bytes=reference.token_bytes) for peer, offer in offers.items()}
-    round_trips = _round_trips(offers)
-    usual_s = {peer: _usual_round_trip_s(peer, round_trips) for peer in offers}
+    trips_s = round_trips(offers)
+    usual_s = {peer: _usual_round_trip_s(peer, trips_s) for peer in offers}
     ways: dict[tuple[PeerId, PeerId], Way] = {}
     if len(offers) <= MAX_SERVERS_WITH_WAYS:
         for first, second in permutations(sorted(offers), 2):
-            if (round_trip_s := round_trips.get((first, second))) is not None:
+            if (round_trip_s := trips_s.get((first, second))) is not None:
                 reach = offers[first].reach.get(second)
                 prompt_bytes = demand.input_tokens * model.wire_bytes
                 ways[first, second] = Way(
@@ -106,6 +114,7 @@ def inputs_of(members: Mapping[PeerId, Announcement], model: ModelFacts, current
         s_per_byte=S_PER_BYTE,
         search_effort=SEARCH_EFFORT if len(offers) <= LARGE else 0,
         concurrencies=concurrencies,
+        rule=filled(orders.rule, shares_heads=reference.token_bytes < 2 * model.wire_bytes),
     )
 
 
@@ -191,7 +200,7 @@ def whereabouts(server: Announcement, current: SwarmPlan | None) -> Span | None:
     return current.placement.spans.get(server.peer, server.span)
 
 
-def _round_trips(offers: Mapping[PeerId, Offer]) -> dict[tuple[PeerId, PeerId], float]:
+def round_trips(offers: Mapping[PeerId, Offer]) -> dict[tuple[PeerId, PeerId], float]:
     """Seconds there and back between two servers, where either of them has measured it: the shorter, both ways."""
     found: dict[tuple[PeerId, PeerId], float] = {}
     for peer, offer in offers.items():

@@ -5,6 +5,7 @@ it is checked so far that nobody stumbles over it who follows the plan.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgpack
 
 from chainserve.errors import ChainserveError, RecordError
 from chainserve.planning.fields import flag, number, text, whole
+from chainserve.planning.rules import PlacementRule
 from chainserve.planning.times import BlockTimes, ServerTimes
 from chainserve.planning.values import (
     ModelSpec,
@@ -86,6 +88,7 @@ def _to_fields(plan: SwarmPlan) -> dict[str, Any]:
         "s_per_byte": float(inputs.s_per_byte),
         "search_effort": inputs.search_effort,
         "concurrencies": inputs.concurrencies,
+        "rule": astuple(inputs.rule),
         "goal": placed(plan.goal),
         "placement": placed(plan.placement),
         "chains": [
@@ -146,6 +149,7 @@ def _from_fields(fields: Mapping[str, Any], *, planner: PeerId) -> SwarmPlan:
         s_per_byte=number(fields["s_per_byte"]),
         search_effort=whole(fields["search_effort"]),
         concurrencies=None if concurrencies is None else tuple(map(whole, concurrencies)),
+        rule=_rule(*fields["rule"]),
     )
     check_pinned(by_peer(inputs.profiles()).values(), model)  # raises for servers that cannot be
     require("seconds of all ways", sum(inputs.pair_s.values()), positive=False)
@@ -184,6 +188,15 @@ def _model(num_blocks: object, is_tied: object, *sizes: object) -> ModelSpec:
         embedding_bytes=embedding_bytes,
         head_bytes=head_bytes,
         is_tied=flag(is_tied),
+    )
+
+
+def _rule(name: object, seed: object, cache_tokens: object, has_chains: object) -> PlacementRule:
+    return PlacementRule(
+        name=text(name),
+        seed=whole(seed),
+        cache_tokens=None if cache_tokens is None else whole(cache_tokens),
+        has_chains=flag(has_chains),
     )
 
 

@@ -15,6 +15,7 @@ from chainserve.planning.moves import awaiting, next_step, stuck
 from chainserve.planning.plan import Plan
 from chainserve.planning.values import Placement, PlannedChain, ResponseTimeBounds
 from chainserve.swarm.inputs import ModelFacts, inputs_of, membership_of, whereabouts
+from chainserve.swarm.orders import Orders
 from chainserve.swarm.plans import MAX_LEFT_OUT, Membership, PlanInputs, Shortage, SwarmPlan
 from chainserve.swarm.records import Announcement, ServerState
 from chainserve.swarm.view import View
@@ -82,7 +83,7 @@ class Job:
             inputs=inputs,
             goal=goal,
             placement=step,
-            chains=planned.chains if step == goal else _chains(inputs, step),
+            chains=planned.chains if step == goal and inputs.rule.has_chains else _chains(inputs, step),
             concurrency=planned.chosen.concurrency,
             bounds=planned.bounds,
         )
@@ -110,11 +111,13 @@ class Planner:
         model_digest: str,
         model: ModelFacts,
         timing: PlanTiming | None = None,
+        orders: Orders | None = None,
     ) -> None:
         self._me = me
         self._model_digest = model_digest
         self._model = model
         self._timing = timing or PlanTiming()
+        self._orders = orders or Orders()
         self._seen: frozenset[Membership] = frozenset()
         self._first_change_s = self._last_change_s = 0.0
         self._checked_s = -math.inf  # when we last planned, or looked whether load and speed are still as planned
@@ -150,7 +153,7 @@ class Planner:
                 epoch=max(current.epoch if current else 0, *epochs, 0) + 1,
                 planner=self._me,
                 model_digest=self._model_digest,
-                inputs=towards.inputs if towards else inputs_of(members, self._model, current),
+                inputs=towards.inputs if towards else self._inputs(members, current),
                 serving=serving,
                 arriving={peer: span for peer, span in whereto.items() if serving.get(peer) != span},
                 left_out=MappingProxyType(left_out),
@@ -166,10 +169,13 @@ class Planner:
         if not current.is_settled:
             arrived = all(serving.get(peer) == span for peer, span in current.placement.spans.items())
             return job("the next step", towards=current) if arrived else None
-        if now_s - self._checked_s < self._timing.drift_gap_s:
+        if self._orders.is_fixed or now_s - self._checked_s < self._timing.drift_gap_s:
             return None
         self._checked_s = now_s
-        return job(drift) if (drift := self._drift(inputs_of(members, self._model, current), current)) else None
+        return job(drift) if (drift := self._drift(self._inputs(members, current), current)) else None
+
+    def _inputs(self, members: Mapping[PeerId, Announcement], current: SwarmPlan | None) -> PlanInputs:
+        return inputs_of(members, self._model, current, orders=self._orders)
 
     def _members(self, view: View) -> tuple[dict[PeerId, Announcement], dict[PeerId, str]]:
         """Servers that take part in the plan, and those left out, each with the reason."""
@@ -180,6 +186,8 @@ class Planner:
                 continue
             if server.num_blocks != self._model.num_blocks:
                 left_out[peer] = f"says that the model has {server.num_blocks} blocks, it has {self._model.num_blocks}"
+            elif server.pinned and not self._orders.rule.is_ours:
+                left_out[peer] = f"is pinned to blocks {server.span}: {self._orders.rule.name} places every server"
             else:
                 members[peer] = server
         return members, dict(sorted(left_out.items())[:MAX_LEFT_OUT])
@@ -236,7 +244,11 @@ def _service_s(chain: Chain, inputs: PlanInputs) -> float:
 
 
 def _chains(inputs: PlanInputs, placement: Placement) -> tuple[PlannedChain, ...]:
-    """Chains over a placement that is on its way to a goal; none if a server has less room than it holds."""
+    """Chains over a placement on its way to a goal; none if a server has less room than it holds, or if the rule
+    leaves cache to clients' routes.
+    """
+    if not inputs.rule.has_chains:
+        return ()
     try:
         return allocate(inputs.profiles(), inputs.model, placement, pair_s=inputs.pair_s or None)
     except ValueError:

@@ -17,6 +17,7 @@ import msgpack
 
 from chainserve.errors import RecordError
 from chainserve.planning.prediction import Prediction, predict
+from chainserve.planning.rules import OURS, PlacementRule
 from chainserve.planning.times import ServerTimes
 from chainserve.planning.values import (
     ModelSpec,
@@ -85,6 +86,7 @@ class PlanInputs:
     s_per_byte: float = 0.0  # price of loading, in seconds of mean response time
     search_effort: int = 0
     concurrencies: tuple[int, ...] | None = None
+    rule: PlacementRule = OURS
 
     def __post_init__(self) -> None:
         require("arrival_rate", self.arrival_rate)
@@ -143,6 +145,8 @@ class PlanInputs:
 
     def plan(self) -> "Plan":
         """What the planning library makes of this; NoPlanError if the servers have no room for all blocks."""
+        if not self.rule.is_ours:
+            return self._plan_by_rule()
         from chainserve.planning.plan import plan  # takes numpy, which those who only follow plans do without
 
         return plan(
@@ -154,6 +158,19 @@ class PlanInputs:
             before=self.before,
             s_per_byte=self.s_per_byte,
             concurrencies=self.concurrencies,
+        )
+
+    def _plan_by_rule(self) -> "Plan":
+        from chainserve.planning.baselines.plans import plan_by
+
+        return plan_by(
+            self.rule,
+            self.profiles(),
+            self.model,
+            Workload(arrival_rate=self.arrival_rate),
+            slot_tokens=self.slot_tokens,
+            pair_s=self.pair_s or None,
+            before=self.before,
         )
 
 

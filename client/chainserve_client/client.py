@@ -15,6 +15,7 @@ from chainserve_client.join import join
 from chainserve_client.network import ModelInSwarm, Network, models_in
 from chainserve_client.opening import Request, open_line
 from chainserve_client.parameters import TIMEOUT_S, GenerationOptions, Parameters
+from chainserve_client.policies.rules import FASTEST_FREE, JFFC, Dispatch, check_name, make_dispatch
 from chainserve_client.text_model import TextModel, fetch_text_model
 from chainserve_client.token_session import TokenSession
 
@@ -30,24 +31,31 @@ class AsyncClient:
             print(piece.text, end="", flush=True)
     """
 
-    def __init__(self, network: Network, model: ModelInSwarm, text: TextModel) -> None:
+    def __init__(
+        self, network: Network, model: ModelInSwarm, text: TextModel, *, dispatch: Dispatch = FASTEST_FREE
+    ) -> None:
         self.network = network
         self.model = model
         self.text = text
+        self.dispatch = dispatch
 
     @classmethod
-    async def connect(cls, token: str, *, model: str | None = None) -> Self:
+    async def connect(cls, token: str, *, model: str | None = None, dispatch: str = JFFC) -> Self:
         """Join the swarm of `token`, and learn from a server how its model writes text.
 
-        `model` names one of several models of the swarm. TokenError, JoinError and SwarmError say what to do.
+        `model` names one of several models of the swarm. `dispatch` is how requests come to servers: for benchmarks one
+        of `DISPATCHES`. TokenError, JoinError and SwarmError say what to do, RequestError names what is unknown.
         """
+        check_name(dispatch)
         async with AsyncExitStack() as undo:
             network = await join(token)
             undo.push_async_callback(network.close)
             chosen = choose_model(network.swarm.view, model)
             text = await fetch_text_model(network, chosen)
+            rule = make_dispatch(dispatch, network, chosen)
+            await rule.prepare()
             undo.pop_all()
-        return cls(network, chosen, text)
+        return cls(network, chosen, text, dispatch=rule)
 
     async def generate(
         self, prompt: str | Sequence[int], *, chain: Chain | None = None, **options: Unpack[GenerationOptions]
@@ -120,6 +128,7 @@ class AsyncClient:
             input_tokens=input_tokens,
             timeout_s=timeout_s,
             chain=chain,
+            dispatch=self.dispatch,
         )
         return Session(await open_line(self.network, request), num_lanes=num_lanes)
 
@@ -139,6 +148,7 @@ class AsyncClient:
             chain=chain,
             sampling=parameters.sampling(num_prompt_tokens=len(prompt), end_tokens=self.text.end_tokens),
             ids=ids,
+            dispatch=self.dispatch,
         )
         return TokenSession(await open_line(self.network, request), ids)
 

@@ -20,6 +20,7 @@ def plan_json(live: LivePlan, record: PlanRecord, servers: Sequence[Announcement
     return {
         **record_json(record, servers),
         "is_settled": plan.is_settled,
+        "placed_by": inputs.rule.name,
         "demand": {
             "requests_per_s": inputs.arrival_rate,
             "input_tokens": inputs.input_tokens,

@@ -69,7 +69,7 @@ def _left_out(plan: SwarmPlan) -> dict[PeerId, LeftOut]:
         concurrencies=tuple(sorted({1, *(max(1, round(plan.concurrency * factor)) for factor in NEARBY)})),
     )
     found = {server.peer: LeftOut(0.0) for server in inputs.servers if server.peer not in plan.goal.spans}
-    if not can_plan():
+    if not can_plan() or not inputs.rule.is_ours:
         return found
     from chainserve.planning.spares import leave_out
     from chainserve_client.forecast import MAX_LEFT_OUT

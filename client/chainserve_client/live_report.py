@@ -41,6 +41,9 @@ def plan_text(live: LivePlan, servers: Sequence[Announcement], *, refused: Conta
         f"for {inputs.arrival_rate:.3g} requests per second of {inputs.input_tokens:,.0f} tokens in and "
         f"{inputs.output_tokens:,.0f} out{_slots(live, servers)}"
     )
+    if not inputs.rule.is_ours:
+        chains = "" if inputs.rule.has_chains else ", without chains: clients compose routes"
+        yield from wrapped(f"for a benchmark placed as {inputs.rule.name} does{chains}")
     if plan.shortage is not None:
         error = NoPlanError(
             plan.shortage.missing, num_blocks=inputs.model.num_blocks, missing_bytes=plan.shortage.missing_bytes

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -174,10 +174,12 @@ class Network:
         sampling: Sampling | None = None,
         prefix: tuple[bytes, ...] = (),
         predict: Predict | None = None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> ChainSession:
         """Open a session on this chain, in token mode with `sampling`, where `prefix` are the hashes of its pages.
 
-        LinkLostError and SessionRefusedError name the server that did not take it.
+        `on_end` is called when it is over, or could not be opened. LinkLostError and SessionRefusedError name the
+        server that did not take it.
         """
         state = ClientSession(
             session_id,
@@ -197,7 +199,8 @@ class Network:
                 session.deliver(Failed(session_id, chain.head, FailureCode.PEER_LOST, error.reason))
 
         def forget() -> None:
-            self._sessions.pop(session_id, None)
+            if self._sessions.pop(session_id, None) is not None:
+                on_end()
 
         session = ChainSession(state, send=send, on_close=forget, predict=predict)
         self._sessions[session_id] = session

@@ -22,7 +22,7 @@ from chainserve.planning.values import PlannedChain
 from chainserve.protocol.messages import Failed, FailureCode
 from chainserve.protocol.pages import page_hashes
 from chainserve.protocol.sampling import Sampling
-from chainserve.protocol.search import Candidate, PlaceSearch, Sending
+from chainserve.protocol.search import Candidate, Sending
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import Announcement
 from chainserve.types import Chain, PeerId, SessionId
@@ -31,6 +31,7 @@ from chainserve_client.dispatch import choose_chain, planned_chains, step_predic
 from chainserve_client.lifeline import Lifeline, Why
 from chainserve_client.network import ModelInSwarm, Network
 from chainserve_client.parameters import TIMEOUT_S
+from chainserve_client.policies.rules import FASTEST_FREE, Dispatch, Router, check_fits
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Request:
     max_wait_s: float | None = None  # for the first place, while all are taken; None: as long as there is time
     chain: Chain | None = None  # this one or none
     sampling: Sampling | None = None  # how to sample, in token mode
+    dispatch: Dispatch = FASTEST_FREE
     ids: Sequence[int] = ()  # in token mode the tokens so far: the prompt, and what has come when it is opened again
 
     @property
@@ -98,6 +100,7 @@ class Opening:
         self._rng = random.Random()
         self._wait_s: float | None = None  # as heads said last
         self._had_place = False
+        self._router = request.dispatch.router(num_tokens=request.num_tokens)
 
     async def reopen(self, without: PeerId, why: Why) -> ChainSession:
         """Open again without this server."""
@@ -130,7 +133,9 @@ class Opening:
                     except (LinkLostError, SessionRefusedError) as error:
                         logger.info("no session: %s", error)
                         refusal = error
-                        if self._exclude(error):
+                        if self._router is not None and (pause_s := self._pause_s(self._router, error)) is not None:
+                            await asyncio.sleep(pause_s)
+                        elif self._exclude(error):
                             self._check_wait()
                         else:
                             num_refusals += 1
@@ -154,6 +159,9 @@ class Opening:
                     await self._network.swarm.refresh()
         except TimeoutError:
             raise self._no_place(str(refusal or "")) from refusal
+        finally:
+            if self._router is not None:
+                self._router.leave()
 
     @property
     def left_s(self) -> float:
@@ -182,12 +190,23 @@ class Opening:
             self._avoid.add(peer)
         return code in IS_FULL
 
+    def _pause_s(self, router: Router, error: LinkLostError | SessionRefusedError) -> float | None:
+        """Seconds before the next route is asked for, if a server of the last one was full; None if it was not that."""
+        if isinstance(error, SessionRefusedError) and error.code in IS_FULL:
+            return router.refused(PeerId(error.peer))
+        router.leave()
+        return None
+
     async def _choose(self, *, is_planned: bool) -> Candidate:
         """Where to open: at a place on a chain of the plan, after waiting for one if need be, or on one of our own."""
         servers = self._servers()
         plan = await self._network.plan_in_view(self._request.model.digest) if is_planned else None
+        if plan is not None:
+            check_fits(self._request.dispatch, plan, is_routed=self._router is not None)
+        if self._router is not None:
+            return Candidate(_new_id(), (await self._router.route(servers, plan)).hops)
         if plan is not None and (chains := self._planned(plan, servers)):
-            return await self._find_place(plan, chains)
+            return await self._find_place(plan, chains, servers)
         try:
             chain = self._compose(servers)
         except (NoChainError, PromptTooLongError):
@@ -215,11 +234,15 @@ class Opening:
         """A chain that is in no plan."""
         return choose_chain(servers, num_blocks=self._request.model.num_blocks, num_tokens=self._request.num_tokens)
 
-    async def _find_place(self, plan: SwarmPlan, chains: Sequence[PlannedChain]) -> Candidate:
+    async def _find_place(
+        self, plan: SwarmPlan, chains: Sequence[PlannedChain], servers: Sequence[Announcement]
+    ) -> Candidate:
         """Ask the heads of these chains, fastest first, and wait; SessionRefusedError if all of them refuse."""
-        search = PlaceSearch(
+        search = self._request.dispatch.search(
             [Candidate(_new_id(), planned.chain.hops) for planned in chains],
-            epoch=plan.epoch,
+            chains,
+            servers=servers,
+            plan=plan,
             num_tokens=self._request.num_tokens,
             rng=self._rng,
         )
@@ -259,6 +282,7 @@ class Opening:
         """Open on this chain, where the session has a place; GrammarError if its grammar can be followed nowhere."""
         request, chain = self._request, Chain(place.hops)
         plan = await self._network.plan_in_view(request.model.digest)
+        request.dispatch.began(chain, num_tokens=request.num_tokens)
         try:
             session = await self._network.open_on(
                 chain,
@@ -269,12 +293,15 @@ class Opening:
                 sampling=request.sampling,
                 prefix=prefix_of(request),
                 predict=step_predictor(plan, chain) if plan is not None else None,
+                on_end=lambda: request.dispatch.ended(chain, num_tokens=request.num_tokens),
             )
         except SessionRefusedError as error:
             if error.code == FailureCode.BAD_GRAMMAR:
                 raise GrammarError(error.reason) from error
             raise
         self._had_place = True
+        if self._router is not None:
+            self._router.opened()
         return session
 
 

@@ -21,6 +21,7 @@ from chainserve.protocol.messages import DTYPES, INT8
 from chainserve.runtime import logs
 from chainserve.runtime.background import is_busy
 from chainserve.runtime.cores import free_idle_cores
+from chainserve_server import bench_options
 from chainserve_server.family_options import asks_for_family, children_of
 from chainserve_server.gateway_beside import GatewayBeside, add_options, arguments_of
 from chainserve_server.standard_input import StandardInput
@@ -218,6 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="for benchmarks only: take F times as long for everything as this device was measured to (no)",
     )
     add_options(parser)
+    bench_options.add_options(parser)
     parser.add_argument("--verbose", action="store_true", help="log what happens")
     parser.add_argument("--log-json", action="store_true", help="say and log everything as lines of JSON")
     parser.add_argument(
@@ -253,6 +255,7 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
         lease_s=options.lease,
         name=options.name,
         slowdown=options.slowdown,
+        orders=bench_options.orders_of(options),
     )
 
 

@@ -1,13 +1,14 @@
 """What a server is told: checked once, at the edge, as far as that takes no torch, whose import takes seconds."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from chainserve.errors import AddressError, DeviceError, UsageError
 from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve.runtime.hosts import is_loopback
+from chainserve.swarm.orders import Orders
 from chainserve.swarm.records import MAX_LEASE_S
 from chainserve.swarm.reports import check_name
 from chainserve.swarm.token import check_swarm_name
@@ -70,6 +71,7 @@ class ServerConfig:
     lease_s: float = 30.0  # how long our record counts
     name: str | None = None  # what people call this server
     slowdown: float | None = None  # for benchmarks: forwards take so many times as long as was measured
+    orders: Orders = field(default_factory=Orders)  # for benchmarks
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65535:
@@ -94,6 +96,10 @@ class ServerConfig:
                 raise UsageError(f"--name: {error}") from None
         if self.slowdown is not None and not 1 <= self.slowdown < float("inf"):
             raise UsageError(f"a server cannot be slowed down {self.slowdown:g} times: give at least 1 with --slowdown")
+        if self.blocks is not None and not self.orders.rule.is_ours:
+            raise UsageError(
+                f"--bench-placement {self.orders.rule.name} places every server: leave out --blocks {self.blocks}"
+            )
         if not self.token_days > 0:
             raise UsageError(f"a token cannot be good for {self.token_days:g} days: give more with --token-days")
         if self.join is None:

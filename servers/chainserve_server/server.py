@@ -226,6 +226,7 @@ class Server:
                     longest_tokens=prepared.longest_tokens,
                     wire_bytes=prepared.source.config.hidden_size * DTYPES[config.dtype_name],
                 ),
+                orders=config.orders,
             ),
             model_digest=prepared.source.digest,
             fetch=self.exchange.fetch,

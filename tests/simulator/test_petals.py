@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chainserve.planning.baselines import petals
 from chainserve.planning.values import ModelSpec, Placement, ServerProfile
 from chainserve.simulator.engine import Outcome, run
-from chainserve.simulator.petals import PetalsScheduler, retry_delay_s
+from chainserve.simulator.petals import PetalsScheduler
 from chainserve.simulator.times import route_by_size
 from chainserve.simulator.workloads import Requests
 from chainserve.types import Chain, PeerId, Span
@@ -50,7 +50,7 @@ def outcome(
 
 
 def test_the_next_try_comes_later_and_later() -> None:
-    assert [retry_delay_s(num_failures) for num_failures in range(1, 9)] == [0, 1, 2, 4, 8, 16, 16, 16]
+    assert [petals.retry_delay_s(num_failures) for num_failures in range(1, 9)] == [0, 1, 2, 4, 8, 16, 16, 16]
 
 
 def test_a_session_that_finds_no_cache_fails_and_tries_again() -> None:

@@ -26,6 +26,11 @@ UNKNOWN_S = 0.15
 NO_CACHE_S = 10.0
 """Added where a server seems to lack cache."""
 
+BANNED_FOR_S = 15.0
+"""For which a client leaves a server out that had no room for its session."""
+LONGEST_BACKOFF_S = 16.0
+"""The source goes on to 60; the shorter one is kinder to it."""
+
 RoundTrips = Mapping[tuple[PeerId | None, PeerId], float]
 """Seconds from one peer to the other and back; None is the client."""
 
@@ -46,8 +51,11 @@ def place(
     rng: np.random.Generator,
     forward_rate: Mapping[PeerId, float] | None = None,
     network_rate: Mapping[PeerId, float] | None = None,
+    before: Placement | None = None,
 ) -> Placement:
     """Let the servers join in random order, then move until each has looked once more and none wants to.
+
+    Servers that hold blocks `before`, and no more than they would take, are there already when the others join.
 
     `cache_slots` is the cache that PETALS allots per block, in slots: 4096 tokens, 16384 with grouped-query attention.
     Rates are of one block and of the network; without them the device does a request in `block_s` and the network
@@ -64,8 +72,11 @@ def place(
             network = math.inf if network_rate is None else _rate("network_rate", network_rate, peer)
             sizes[peer] = num_blocks
             throughput[peer] = announced_throughput(forward, num_blocks, network_rate=network)
-    spans: dict[PeerId, Span] = {}
-    for peer in _shuffled(sizes, rng):
+    there = before.spans if before is not None else {}
+    spans = {
+        peer: span for peer, span in there.items() if len(span) <= sizes.get(peer, 0) and span.end <= model.num_blocks
+    }
+    for peer in _shuffled({peer: size for peer, size in sizes.items() if peer not in spans}, rng):
         spans[peer] = poorest_window(_per_block(spans, throughput, model.num_blocks), sizes[peer])
     return settle(Placement(spans), throughput, num_blocks=model.num_blocks, rng=rng)
 
@@ -137,6 +148,11 @@ def routes(
         return one_way_s(before, hop.peer) + OVERHEAD_S + step_s[hop.peer] * len(hop.span)
 
     return Routes(placement, num_blocks, hop_s=hop_s, return_s=lambda peer: one_way_s(None, peer))
+
+
+def retry_delay_s(num_failures: int) -> float:
+    """Seconds before the next try after so many failures: 0, 1, 2, 4, 8, and 16 from then on."""
+    return 0.0 if num_failures == 1 else min(2.0 ** (num_failures - 2), LONGEST_BACKOFF_S)
 
 
 def seems_to_lack_cache(span: Span, free_slots: int) -> bool:
