@@ -28,7 +28,7 @@ from chainserve.errors import ChainserveError
 from network import report, runs
 from network.emulation import WAYS, emulated
 from network.measuring import links_json, links_table, measure
-from network.settings import ONE_GPU, POLICIES, TWO_CORES, Setting, counts, scaled
+from network.settings import ONE_GPU, POLICIES, TWO_CORES, Setting, counts, scaled, with_servers
 from network.topology import Topology, draw_topology, parse_topology
 
 RESULTS = PROJECT / "benchmarks" / "results" / "network"
@@ -55,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=POLICIES, default=list(POLICIES), help="of policies and gpu")
     parser.add_argument("--requests", type=int, help="so many in a run")
     parser.add_argument("--rate", type=float, help="requests per second")
+    parser.add_argument("--large", type=int, help="so many large servers")
+    parser.add_argument("--small", type=int, help="so many small servers")
     parser.add_argument("--shares", type=float, nargs="+", default=list(runs.LOADS), help="of loads")
     parser.add_argument("--topology", type=Path, help="a TOML file, in place of places drawn from the table")
     parser.add_argument("--seed", type=int, default=0, help="of the places")
@@ -105,6 +107,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
     """The usual setting of a run, with what the options change."""
     setting = ONE_GPU if options.run == "gpu" else TWO_CORES
     setting = scaled(setting, rate=options.rate, num_requests=options.requests)
+    setting = with_servers(setting, num_large=options.large, num_small=options.small)
     trace = options.data / AZURE
     load = replace(setting.load, trace=trace if trace.exists() else None)
     load = replace(load, mean_tokens=runs.mean_tokens(load))

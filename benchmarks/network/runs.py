@@ -3,9 +3,9 @@
 import json
 import random
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def policies(place: Place, setting: Setting, names: Sequence[str]) -> dict[str, 
 def one(place: Place, setting: Setting, name: str) -> dict[str, Any]:
     """One policy: start, load, stop."""
     place.say(f"== {name}")
-    with started(place, setting, POLICIES[name]) as (swarm, status, start_s):
+    with started(place, setting, POLICIES[name], name) as (swarm, status, start_s):
         figures, report = loaded(place, swarm, setting, POLICIES[name])
         after = swarm.status()
     keep_raw(place.folder / name, report=report, status=status, after=after)
@@ -59,7 +59,7 @@ def one(place: Place, setting: Setting, name: str) -> dict[str, Any]:
 def churn(place: Place, setting: Setting, *, seed: int = 0) -> dict[str, Any]:
     """Ours, while a server is killed every so often."""
     place.say(f"== {OURS}, a server killed every {KILL_EVERY_S:g} s")
-    with started(place, setting, POLICIES[OURS]) as (swarm, status, start_s):
+    with started(place, setting, POLICIES[OURS], "churn") as (swarm, status, start_s):
         with Killing(swarm, KILL_EVERY_S, AGAIN_AFTER_S, random.Random(seed)) as killing:
             figures, report = loaded(place, swarm, setting, POLICIES[OURS])
         after = swarm.status()
@@ -72,7 +72,7 @@ def loads(place: Place, setting: Setting, *, shares: Sequence[float] = LOADS) ->
     """Ours, with load from little to more than the plan's capacity, on one swarm."""
     place.say(f"== {OURS}, loads of {shares[0]:g} to {shares[-1]:g} of capacity")
     rows: dict[str, Any] = {}
-    with started(place, setting, POLICIES[OURS]) as (swarm, status, start_s):
+    with started(place, setting, POLICIES[OURS], "loads") as (swarm, status, start_s):
         plan = of_plan(status, swarm.host_of)
         for share in shares:
             rate = share * plan["max_requests_per_s"]
@@ -86,29 +86,19 @@ def loads(place: Place, setting: Setting, *, shares: Sequence[float] = LOADS) ->
     return {"loads": rows, "start_s": start_s, **plan}
 
 
-class started:  # noqa: N801 (it is used as a function)
+@contextmanager
+def started(
+    place: Place, setting: Setting, policy: Policy, name: str
+) -> Iterator[tuple[NetworkSwarm, dict[str, Any], float]]:
     """A swarm that serves every block: itself, its status, and the seconds that took."""
-
-    def __init__(self, place: Place, setting: Setting, policy: Policy) -> None:
-        self._place = place
-        self._folder = tempfile.TemporaryDirectory()
-        self._swarm = NetworkSwarm(place.hosts, setting, policy, Path(self._folder.name), profiles=place.profiles)
-
-    def __enter__(self) -> tuple[NetworkSwarm, dict[str, Any], float]:
-        self._swarm.__enter__()
-        try:
-            began_s = time.monotonic()
-            status = self._swarm.start(self._place.say)
-        except BaseException:
-            self.__exit__()
-            raise
+    folder = place.folder / name / "servers"
+    folder.mkdir(parents=True)
+    with NetworkSwarm(place.hosts, setting, policy, folder, profiles=place.profiles) as swarm:
+        began_s = time.monotonic()
+        status = swarm.start(place.say)
         start_s = time.monotonic() - began_s
-        self._place.say(f"every block is served after {start_s:.0f} s")
-        return self._swarm, status, start_s
-
-    def __exit__(self, *_: object) -> None:
-        self._swarm.__exit__(None, None, None)
-        self._folder.cleanup()
+        place.say(f"every block is served after {start_s:.0f} s")
+        yield swarm, status, start_s
 
 
 def loaded(

@@ -1,5 +1,6 @@
 """What is run: servers, links, load and policies, as values; and what of it is usual on two cores and on a GPU."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,10 +74,10 @@ class Setting:
 
 
 def named(large: Kind, small: Kind, *, num_large: int = 3, num_small: int = 6) -> dict[str, Kind]:
-    """Hosts of two kinds."""
+    """Hosts of two kinds. Small servers start first, none of which would be given the whole model to load."""
     return {
-        **{f"large-{number}": large for number in range(1, num_large + 1)},
         **{f"small-{number}": small for number in range(1, num_small + 1)},
+        **{f"large-{number}": large for number in range(1, num_large + 1)},
     }
 
 
@@ -105,6 +106,19 @@ def scaled(setting: Setting, *, rate: float | None = None, num_requests: int | N
     """The same with another load."""
     load = setting.load
     return replace(setting, load=replace(load, rate=rate or load.rate, num_requests=num_requests or load.num_requests))
+
+
+def with_servers(setting: Setting, *, num_large: int | None = None, num_small: int | None = None) -> Setting:
+    """The same with other numbers of servers; None: as many as there are."""
+    kinds = {host.rpartition("-")[0]: kind for host, kind in setting.servers.items()}
+    numbers = Counter(host.rpartition("-")[0] for host in setting.servers)
+    servers = named(
+        kinds["large"],
+        kinds["small"],
+        num_large=numbers["large"] if num_large is None else num_large,
+        num_small=numbers["small"] if num_small is None else num_small,
+    )
+    return replace(setting, servers=servers)
 
 
 def server_options(setting: Setting, host: str, policy: Policy) -> list[str]:
@@ -145,8 +159,5 @@ def environment_of(setting: Setting, profiles: Path) -> dict[str, str]:
 
 def counts(values: Sequence[str]) -> str:
     """'3 large-, 6 small-' hosts in words."""
-    kinds: dict[str, int] = {}
-    for value in values:
-        kind = value.rpartition("-")[0]
-        kinds[kind] = kinds.get(kind, 0) + 1
+    kinds = Counter(value.rpartition("-")[0] for value in values)
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items())

@@ -81,8 +81,7 @@ class NetworkSwarm:
         """Start all servers; returns the status once all is served. SwarmNotReadyError if that takes too long."""
         began_s = time.monotonic()
         for host in self._setting.servers:
-            self.launch(host)
-            say(f"{host} starts after {time.monotonic() - began_s:.0f} s")
+            self.launch(host)  # the second one waits for the token of the first
         return self.wait(began_s + self._setting.start_s, say)
 
     def launch(self, host: str) -> None:
