@@ -4,7 +4,9 @@ A session starts on a chain that has a place free (its capacity) and room for al
 opening and closing change is known everywhere at once: the messages are the simulation's, the queue is an ideal one.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from chainserve.planning.dispatch import Policy
@@ -49,10 +51,24 @@ class Queue:
         return waiting
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slots:
+    """Places that count in tokens, as those of live heads: a chain holds its capacity times so many."""
+
+    slot_tokens: int
+    mean_tokens: float  # of a session, by which a policy that counts sessions counts places
+
+    def num_sessions(self, capacity: int) -> int:
+        """Mean sessions that a capacity holds."""
+        return max(1, int(capacity * self.slot_tokens / self.mean_tokens))
+
+
 class Route:
     """A planned chain over servers that are there, and how many sessions run on it."""
 
-    def __init__(self, index: int, planned: PlannedChain, *, servers: Mapping[PeerId, Server]) -> None:
+    def __init__(
+        self, index: int, planned: PlannedChain, *, servers: Mapping[PeerId, Server], slots: Slots | None = None
+    ) -> None:
         peers = [hop.peer for hop in planned.chain.hops]
         if absent := sorted(set(peers).difference(servers)):
             raise ValueError(f"a planned chain runs over servers that are not there: {', '.join(absent)}")
@@ -60,7 +76,10 @@ class Route:
             raise ValueError(f"a planned chain runs twice over one server: {planned.chain}")
         self.index = index
         self.chain: Chain = planned.chain
-        self.capacity = planned.capacity
+        self.capacity = planned.capacity if slots is None else slots.num_sessions(planned.capacity)
+        self.room_tokens = math.inf if slots is None else planned.capacity * slots.slot_tokens
+        self.counts_tokens = slots is not None
+        self.used_tokens = 0
         self.num_running = 0
         self.queue = Queue()  # where the policy has no central one
         self.legs: list[Leg] = []
@@ -69,7 +88,9 @@ class Route:
             if self.legs:
                 self.legs[-1].next = leg
             self.legs.append(leg)
-        self.max_tokens = min(leg.server.cache_tokens // len(leg.span) for leg in self.legs)
+        for leg in self.legs:
+            leg.num_hops = len(self.legs)
+        self.max_tokens = min(self.room_tokens, *(leg.server.cache_tokens // len(leg.span) for leg in self.legs))
 
     @property
     def head(self) -> Leg:
@@ -81,19 +102,32 @@ class Route:
 
     def has_room(self, session: Session) -> bool:
         """Whether the session can start here now: a place is free, and cache."""
+        if self.counts_tokens:
+            return self.used_tokens + session.max_tokens <= self.room_tokens and self.fits(session)
         return self.num_running < self.capacity and self.fits(session)
+
+    def count(self, session: Session, num_sessions: int) -> None:
+        """A session runs here, or (-1) runs no more."""
+        self.num_running += num_sessions
+        self.used_tokens += num_sessions * session.max_tokens
 
 
 class Admission:
     """The chains of the plan in force, the sessions that run and those that wait."""
 
     def __init__(
-        self, make_policy: MakePolicy, *, start: Callable[[Session, Route], None], refuse: Callable[[Session], None]
+        self,
+        make_policy: MakePolicy,
+        *,
+        start: Callable[[Session, Route], None],
+        refuse: Callable[[Session], None],
+        slots: Slots | None = None,
     ) -> None:
         self.running: dict[Session, Route] = {}
         self._make_policy = make_policy
         self._start = start
         self._refuse = refuse
+        self._slots = slots
         self._routes: list[Route] = []
         self._policy: Policy | None = None  # without chains there is none
         self._queue = Queue()  # the central one, and where all wait while there are no chains
@@ -110,14 +144,14 @@ class Admission:
         if len({planned.chain.num_blocks for planned in chains}) > 1:
             raise ValueError("planned chains have to run equally many blocks")
         waiting = sorted([*self._clear_queues(), *lost])
-        routes = [Route(index, planned, servers=servers) for index, planned in enumerate(chains)]
+        routes = [Route(index, planned, servers=servers, slots=self._slots) for index, planned in enumerate(chains)]
         by_legs = {tuple((leg.server, leg.span) for leg in route.legs): route for route in routes}
         for session, old in self.running.items():  # those on a chain that is still planned count there
             if same := by_legs.get(tuple((leg.server, leg.span) for leg in old.legs)):
-                same.num_running += 1
+                same.count(session, 1)
                 self.running[session] = same
         self._routes = routes
-        rates, capacities = [planned.rate for planned in chains], [planned.capacity for planned in chains]
+        rates, capacities = [planned.rate for planned in chains], [route.capacity for route in routes]
         self._policy = self._make_policy(rates, capacities) if chains else None
         for session in waiting:
             self._enqueue(session)
@@ -131,7 +165,7 @@ class Admission:
     def end(self, session: Session) -> None:
         """Free what a session holds; the next to start does so at `dispatch`."""
         route = self.running.pop(session)
-        route.num_running -= 1
+        route.count(session, -1)
         for leg in route.legs:
             leg.server.release(session, leg.span)
 
@@ -172,7 +206,10 @@ class Admission:
         """The chain that the head of the central queue joins now; one without room for its tokens counts as full."""
         if self._policy is None:
             return None
-        num_sessions = [route.num_running for route in self._routes]
+        num_sessions = [
+            route.capacity * (not route.has_room(session)) if route.counts_tokens else route.num_running
+            for route in self._routes
+        ]
         while (index := self._policy.choose(num_sessions, len(self._queue))) is not None:
             route = self._routes[index]
             if num_sessions[index] >= route.capacity:
@@ -185,6 +222,6 @@ class Admission:
     def _run(self, session: Session, route: Route) -> None:
         for leg in route.legs:
             leg.server.reserve(session, leg.span)
-        route.num_running += 1
+        route.count(session, 1)
         self.running[session] = route
         self._start(session, route)

@@ -11,10 +11,11 @@ from heapq import heappop, heappush
 from typing import Any
 
 from chainserve.simulator.engine import InvariantError
-from chainserve.simulator.tokens.admission import Admission, MakePolicy, Route
+from chainserve.simulator.tokens.admission import Admission, MakePolicy, Route, Slots
 from chainserve.simulator.tokens.links import LinkOf, Wires
 from chainserve.simulator.tokens.membership import Change, Fail, Join, Replan, in_order
 from chainserve.simulator.tokens.outcome import TokenOutcome
+from chainserve.simulator.tokens.routed import MakeRouting, RoutedAdmission
 from chainserve.simulator.tokens.servers import Server, Session, Work, chunks_of
 from chainserve.simulator.tokens.values import Mode, Protocol, TokenServer
 from chainserve.simulator.workloads import Requests
@@ -33,8 +34,13 @@ def simulate(
     make_policy: MakePolicy,
     protocol: Protocol | None = None,
     changes: Sequence[Change] = (),
+    slots: Slots | None = None,
+    make_routing: MakeRouting | None = None,
 ) -> TokenOutcome:
     """Play all requests; their sizes play no part, as their tokens are their work.
+
+    With `slots` the places of chains count in tokens. With `make_routing` there are no chains: sessions take routes
+    that this rule makes for each, over servers that do not change (`routed`).
 
     `replan` is called at the start, at every join, and when a failure is noticed: `protocol.detection_s` later, or as
     soon as the server comes back. Sessions on a server that failed are lost then, and replayed: they wait for a chain
@@ -46,8 +52,17 @@ def simulate(
     of its queue, is lost, or gets more or fewer tokens than it asked for.
     """
     ordered = in_order(changes, peers=[server.peer for server in servers])
+    if make_routing is not None and ordered:
+        raise ValueError("routes are for servers that do not change")
     swarm = _Swarm(
-        requests, servers, link_of=link_of, replan=replan, make_policy=make_policy, protocol=protocol or Protocol()
+        requests,
+        servers,
+        link_of=link_of,
+        replan=replan,
+        make_policy=make_policy,
+        protocol=protocol or Protocol(),
+        slots=slots,
+        make_routing=make_routing,
     )
     return swarm.run(ordered)
 
@@ -64,6 +79,8 @@ class _Swarm:
         replan: Replan,
         make_policy: MakePolicy,
         protocol: Protocol,
+        slots: Slots | None,
+        make_routing: MakeRouting | None,
     ) -> None:
         self._requests = requests
         self._sessions = [
@@ -80,7 +97,13 @@ class _Swarm:
         self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._num_events = 0
         self._num_left = len(requests)
-        self._admission = Admission(make_policy, start=self._open, refuse=self._refuse)
+        self._admission: Admission | RoutedAdmission
+        if make_routing is None:
+            self._admission = Admission(make_policy, start=self._open, refuse=self._refuse, slots=slots)
+        else:
+            self._admission = RoutedAdmission(
+                make_routing, start=self._open, refuse=self._refuse, later=self._later, trip_s=self._trip_s
+            )
         self._live: dict[PeerId, Server] = {}  # those not known to have failed
         self._all: list[Server] = []
         for server in servers:
@@ -115,6 +138,14 @@ class _Swarm:
         self._num_events += 1
         heappush(self._events, (at_s, self._num_events, handle, subject))
 
+    def _later(self, delay_s: float, handle: Callable[[float, Any], None], subject: object) -> None:
+        """Have `handle(now, subject)` called so much later."""
+        self._at(self._now_s + delay_s, lambda subject: handle(self._now_s, subject), subject)
+
+    def _trip_s(self, peers: Sequence[PeerId]) -> float:
+        """Of a small message from the client over these peers back to it."""
+        return self._wires.trip_s([CLIENT, *peers, CLIENT])
+
     def _send(
         self, sender: PeerId, receiver: PeerId, *, num_bytes: float, handle: Callable[[Work], None], work: Work
     ) -> None:
@@ -129,11 +160,15 @@ class _Swarm:
         session.tail = route.legs[-1]
         session.num_produced = session.num_received
         chunks = list(chunks_of(session, route.head, chunk_tokens=self._protocol.chunk_tokens))
-        trip_s = self._wires.trip_s([CLIENT, *(leg.server.peer for leg in route.legs), CLIENT])
+        trip_s = self._trip_s([leg.server.peer for leg in route.legs])
+        if self._protocol.asks_for_place:
+            trip_s += self._trip_s([route.head.server.peer])
         self._at(self._now_s + trip_s, self._prefill, Work(route.head.server, chunks=chunks))
 
     def _prefill(self, prompt: Work) -> None:
         """Send a prompt, or what of it and the answer is known before a replay, in one message per chunk."""
+        for chunk in prompt.chunks[:1]:
+            chunk.session.opened_s = self._now_s
         for chunk in prompt.chunks:
             self._send_from_client(Work(prompt.server, chunks=[chunk]))
 
@@ -179,7 +214,7 @@ class _Swarm:
     def _refuse(self, session: Session) -> None:
         self._num_left -= 1
         session.is_done = True
-        session.start_s = session.first_token_s = math.nan
+        session.start_s = session.opened_s = session.first_token_s = math.nan
         session.chain = -1
 
     def _deliver(self, work: Work) -> None:
@@ -240,7 +275,12 @@ class _Swarm:
                 self._send(tail.peer, server.peer, num_bytes=num_bytes, handle=self._deliver, work=work)
 
     def _add_server(self, server: TokenServer) -> None:
-        self._live[server.peer] = state = Server(server, now_s=self._now_s)
+        self._live[server.peer] = state = Server(
+            server,
+            now_s=self._now_s,
+            applies_head=self._in_tokens,
+            cuts_prompts=self._protocol.chunk_tokens is None,
+        )
         self._all.append(state)
 
     def _fail(self, change: Fail) -> None:

@@ -10,9 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from chainserve.planning.chunks import along_chain, beside_decoding
+from chainserve.planning.profile import StepTimes
 from chainserve.simulator.engine import InvariantError
 from chainserve.simulator.tokens.values import TokenServer
 from chainserve.types import PeerId, Span
+
+DECODING_S = 1.0
+"""So long after its last step a session counts as decoding, as on live servers."""
 
 
 class Session:
@@ -28,6 +33,7 @@ class Session:
         "num_produced",
         "num_received",
         "num_replays",
+        "opened_s",
         "request",
         "start_s",
         "tail",
@@ -42,7 +48,7 @@ class Session:
         self.num_replays = 0
         self.is_done = False  # finished, or refused
         self.tail: Leg | None = None  # of the chain it runs on
-        self.start_s = self.first_token_s = self.finish_s = math.nan
+        self.start_s = self.opened_s = self.first_token_s = self.finish_s = math.nan
         self.chain = -1
 
     def __lt__(self, other: "Session") -> bool:
@@ -57,13 +63,14 @@ class Session:
 class Leg:
     """One server of a chain, for all sessions on that chain."""
 
-    __slots__ = ("head", "next", "server", "span")
+    __slots__ = ("head", "next", "num_hops", "server", "span")
 
     def __init__(self, server: "Server", span: Span, *, head: "Leg | None") -> None:
         self.server = server
         self.span = span
         self.head = head or self
         self.next: Leg | None = None  # none at the tail
+        self.num_hops = 1  # of the chain
 
 
 class Chunk(NamedTuple):
@@ -116,7 +123,13 @@ class ServerUse:
 class Server:
     """What a server holds and has to do, from one join to its failure or the end."""
 
-    def __init__(self, server: TokenServer, *, now_s: float) -> None:
+    def __init__(
+        self, server: TokenServer, *, now_s: float, applies_head: bool = False, cuts_prompts: bool = False
+    ) -> None:
+        """`applies_head`: whether the tail turns outputs into tokens. `cuts_prompts`: as the live servers do."""
+        self.applies_head = applies_head
+        self._times = server.speed if cuts_prompts and isinstance(server.speed, StepTimes) else None
+        self._decoded_s: dict[Session, float] = {}  # when sessions took their last decode step
         self.peer: PeerId = server.peer
         self.is_up = True
         self.is_busy = False
@@ -159,6 +172,8 @@ class Server:
         """Start an iteration: what it runs and when it is done; None if nothing is ready."""
         if not self._decodes and not self._chunks:
             return None
+        if self._times is not None:
+            self._cut(now_s, self._times)
         work = self._take()
         self.is_busy = True
         self._began_s = now_s
@@ -212,16 +227,47 @@ class Server:
                     del self._chunks[chunk.session]
         return work
 
+    def _cut(self, now_s: float, times: StepTimes) -> None:
+        """Cut the first chunk of every prompt as the live server does, which then decides again."""
+        for sessions in self._decodes.values():
+            self._decoded_s |= dict.fromkeys(sessions, now_s)
+        self._decoded_s = {
+            session: at_s for session, at_s in self._decoded_s.items() if now_s - at_s < DECODING_S and session.tail
+        }
+        num_decoding = len(self._decoded_s)
+        for queue in self._chunks.values():
+            first = queue[0]
+            num_blocks = len(first.leg.span)
+            if num_decoding:
+                size = beside_decoding(times, num_blocks=num_blocks, num_decoding=num_decoding)
+            else:
+                size = along_chain(
+                    times, num_blocks=num_blocks, num_tokens=first.num_tokens, num_hops=first.leg.num_hops
+                )
+            size = min(size, self._server.max_batch_tokens)
+            if first.num_tokens > size:
+                queue[0] = first._replace(num_tokens=first.num_tokens - size)
+                queue.appendleft(first._replace(num_tokens=size, is_last=False))
+
     def _forwards_s(self, work: Work) -> float:
         """Seconds of an iteration: one packed forward for each span its sessions run here."""
-        forwards: dict[Span, list[int]] = {}  # tokens of decode steps, and of prompts
+        forwards: dict[Span, list[int]] = {}  # tokens of decode steps, those of prompts, and outputs of the model
         for leg, sessions in work.decodes.items():
-            forwards.setdefault(leg.span, [0, 0])[0] += len(sessions)
+            counts = forwards.setdefault(leg.span, [0, 0, 0])
+            counts[0] += len(sessions)
+            counts[2] += len(sessions) if leg.next is None else 0
         for chunk in work.chunks:
-            forwards.setdefault(chunk.leg.span, [0, 0])[1] += chunk.num_tokens
+            counts = forwards.setdefault(chunk.leg.span, [0, 0, 0])
+            counts[1] += chunk.num_tokens
+            counts[2] += chunk.is_last and chunk.leg.next is None
         seconds = 0.0
-        for span, (num_decode, num_prefill_tokens) in forwards.items():
-            seconds += self._step_s(num_decode, num_prefill_tokens, num_blocks=len(span))
+        for span, (num_decode, num_prefill_tokens, num_outputs) in forwards.items():
+            seconds += self._step_s(
+                num_decode,
+                num_prefill_tokens,
+                num_blocks=len(span),
+                num_outputs=num_outputs if self.applies_head else 0,
+            )
             self._num_decoded += num_decode
             self._num_prefilled += num_prefill_tokens
         self._num_iterations += 1
@@ -250,10 +296,10 @@ def split(
     return first, rest
 
 
-def chunks_of(session: Session, head: Leg, *, chunk_tokens: int) -> Iterable[Chunk]:
+def chunks_of(session: Session, head: Leg, *, chunk_tokens: int | None) -> Iterable[Chunk]:
     """What the client knows of a session, cut for the way: its prompt, and tokens it got before a replay."""
     num_left = session.num_input + session.num_received
     while num_left:
-        num_tokens = min(num_left, chunk_tokens)
+        num_tokens = min(num_left, chunk_tokens or num_left)
         num_left -= num_tokens
         yield Chunk(head, session, num_tokens, is_last=not num_left)

@@ -40,8 +40,11 @@ class ServerSpeed:
             session_s=times.prefill_s,
         )
 
-    def step_s(self, num_decode: int, num_prefill_tokens: int, *, num_blocks: int) -> float:
-        """Seconds of one packed forward: a token each for `num_decode` sessions, and tokens of prompts."""
+    def step_s(self, num_decode: int, num_prefill_tokens: int, *, num_blocks: int, num_outputs: int = 0) -> float:
+        """Seconds of one packed forward: a token each for `num_decode` sessions, and tokens of prompts.
+
+        Norm and head take no time, so `num_outputs` plays no part.
+        """
         block_s = 0.0
         if num_decode:
             block_s = max(self.decode_s, self.session_s * num_decode)
@@ -72,11 +75,16 @@ class Link:
 
     delay_s: float  # half a round trip, and what else every message costs without keeping the next one waiting
     bytes_per_s: float = math.inf
+    window_bytes: float = math.inf  # TCP's first window: so much goes out at once on a link that was idle
+    idle_s: float = 1.3  # after which the window is small again: beats keep it for a second, TCP for a quarter of one
 
     def __post_init__(self) -> None:
         require("delay_s", self.delay_s, positive=False)
+        require("idle_s", self.idle_s, positive=False)
         if not self.bytes_per_s > 0:
             raise ValueError(f"bytes_per_s is {self.bytes_per_s}: it has to be positive")
+        if not self.window_bytes > 0:
+            raise ValueError(f"window_bytes is {self.window_bytes}: it has to be positive")
 
 
 class Mode(Enum):
@@ -94,7 +102,8 @@ class Protocol:
     hidden_bytes: float = 0  # hidden states of one token
     token_bytes: float = 0  # one token id
     message_bytes: float = 0  # what every message has besides
-    chunk_tokens: int = 512  # per message of a long prompt
+    chunk_tokens: int | None = 512  # per message of a long prompt; None: heads cut it, by their times (StepTimes)
+    asks_for_place: bool = False  # whether a head is asked for a place before the session is opened
     detection_s: float = 5.0  # from the failure of a server to the end of its sessions
 
     def __post_init__(self) -> None:
@@ -102,5 +111,5 @@ class Protocol:
         require("token_bytes", self.token_bytes, positive=False)
         require("message_bytes", self.message_bytes, positive=False)
         require("detection_s", self.detection_s, positive=False)
-        if self.chunk_tokens < 1:
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise ValueError(f"chunk_tokens is {self.chunk_tokens}: a chunk has at least one token")
