@@ -1,175 +1,158 @@
-"""`chainserve bench`: when requests are sent, what is taken of their answers, and what the times come to."""
+"""`chainserve bench`: when requests are sent, and what is taken of their answers."""
 
-import argparse
 import asyncio
-import json
-import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from itertools import pairwise
-from typing import Any
 
-import aiohttp
 import pytest
-from aiohttp import web
+from served_in_memory import MODEL, served, text_bundle
 
-from chainserve.errors import ChainserveError, UsageError
+from chainserve.errors import ChainserveError
+from chainserve.protocol.messages import Admit
 from chainserve.runtime.virtual import VirtualLoop
-from chainserve_client.bench.command import check, measure, to_json, to_text
-from chainserve_client.bench.run import arrival_times, run
-from chainserve_client.bench.targets import Arrival, BenchError, api, read_event
-from chainserve_client.bench.timing import Timed, percentile, summary
+from chainserve.types import Span
+from chainserve_client.bench.load import Due
+from chainserve_client.bench.progress import Progress
+from chainserve_client.bench.run import INTERRUPTED, run
+from chainserve_client.bench.targets import Arrival, swarm
+from chainserve_client.bench.timing import Timed, from_plain, to_plain
+from chainserve_client.client import AsyncClient
+from chainserve_client.text_model import TextModel
+
+ONE, OTHER = (("a", 0, 8),), (("b", 0, 8),)
 
 
-def options(**given: Any) -> argparse.Namespace:
-    usual = {"token": None, "url": None, "api_key": None, "model": None, "rate": 1.0, "requests": 3, "input_words": 4}
-    return argparse.Namespace(**usual | {"output_tokens": 5, "seed": 0, "json": False, "full_length": False} | given)
+def due(index: int = 0, arrival_s: float = 0.0, *, num_input: int = 7, num_output: int = 5) -> Due:
+    return Due(index=index, arrival_s=arrival_s, num_input_tokens=num_input, num_output_tokens=num_output)
 
 
-def test_requests_come_at_random_as_often_as_asked_and_the_same_by_the_same_seed() -> None:
-    times = arrival_times(2000, rate=4.0, chance=random.Random(1))
-    assert times == arrival_times(2000, rate=4.0, chance=random.Random(1))
-    assert times[0] == 0
-    assert times == sorted(times)
-    assert 2000 / times[-1] == pytest.approx(4.0, rel=0.1)
-    gaps = [after - before for before, after in pairwise(times)]
-    deviation = summary([(gap - 0.25) ** 2 for gap in gaps])
-    assert deviation is not None
-    assert deviation.mean**0.5 == pytest.approx(0.25, rel=0.15)  # as of a Poisson process
+async def slowly(asked: Due) -> AsyncIterator[Arrival]:
+    """First tokens after 10 s, the second request is lost on its second chain."""
+    await asyncio.sleep(10)
+    yield Arrival(num_tokens=1, chain=ONE)
+    await asyncio.sleep(1)
+    yield Arrival(num_tokens=2, chain=OTHER if asked.index == 1 else ONE)
+    if asked.index == 1:
+        raise ChainserveError("lost")
+    yield Arrival(opened_s=4.0, chain=ONE)
+
+
+def by_virtual_clock(*load: Due, cancel_after_s: float | None = None) -> list[Timed]:
+    loop = VirtualLoop()
+    progress = Progress(len(load))
+
+    async def measure() -> None:
+        running = asyncio.create_task(run(slowly, load, begin_s=loop.time(), clock=loop.time, observer=progress))
+        if cancel_after_s is not None:
+            await asyncio.sleep(cancel_after_s)
+            running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    loop.run_until_complete(measure())
+    loop.close()
+    return progress.results()
 
 
 def test_requests_are_sent_in_time_however_long_those_before_take() -> None:
+    first, second = by_virtual_clock(due(0), due(1, 2.0))
+    assert (first.arrival_s, first.first_s, first.total_s, first.between_s) == (0.0, 10.0, 11.0, (1.0,))
+    assert (first.num_tokens, first.num_input_tokens, first.num_asked_tokens) == (3, 7, 5)
+    assert (first.waited_s, first.service_s, first.slowdown, first.per_token_s) == (4.0, 7.0, 11 / 7, 1.1)
+    assert (first.chain, first.retries, first.error) == (ONE, 0, None)
+    assert (second.arrival_s, second.first_s, second.total_s, second.error) == (2.0, 10.0, 11.0, "lost")
+    assert (second.chain, second.retries, second.waited_s) == (OTHER, 1, None)
+
+
+def test_what_is_interrupted_ends_as_that_and_what_was_not_sent_has_not_been() -> None:
+    ended, running = by_virtual_clock(due(0), due(1, 2.0), due(2, 50.0), cancel_after_s=12.5)
+    assert (ended.index, ended.error) == (0, None)
+    assert (running.index, running.error, running.num_tokens, running.total_s) == (1, INTERRUPTED, 1, 10.5)
+
+
+def test_a_client_that_is_late_says_so() -> None:
     loop = VirtualLoop()
+    progress = Progress(1)
 
-    async def slowly(index: int) -> AsyncIterator[Arrival]:
-        await asyncio.sleep(10)
-        yield Arrival(1)
-        await asyncio.sleep(1)
-        yield Arrival(2)
-        if index == 1:
-            raise ChainserveError("lost")
-        yield Arrival(waited_s=4.0)
+    async def late(delay_s: float) -> None:
+        await asyncio.sleep(delay_s + 0.25)
 
-    first, second = loop.run_until_complete(run(slowly, [0.0, 2.0], clock=loop.time))
+    loop.run_until_complete(run(slowly, [due()], begin_s=loop.time(), clock=loop.time, observer=progress, sleep=late))
     loop.close()
-    assert (first.sent_s, first.first_s, first.total_s, first.between_s) == (0.0, 10.0, 11.0, (1.0,))
-    assert (first.num_tokens, first.waited_s, first.error) == (3, 4.0, None)
-    assert (second.sent_s, second.first_s, second.total_s, second.error) == (2.0, 10.0, 11.0, "lost")
+    [timed] = progress.results()
+    assert (timed.late_s, timed.waited_s, timed.first_s) == (0.25, 4.25, 10.25)
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.95, 95), (0.99, 99), (1.0, 100), (0.001, 1)])
-def test_a_percentile_is_a_value_that_was_seen(share: float, expected: float) -> None:
-    assert percentile([float(value) for value in range(1, 101)], share) == expected
-    assert percentile([7.0], share) == 7.0
+def test_a_fault_of_the_target_itself_is_not_taken_for_an_answer() -> None:
+    async def broken(_asked: Due) -> AsyncIterator[Arrival]:
+        yield Arrival(num_tokens=1)
+        raise KeyError("x")
+
+    async def measure() -> None:
+        await run(broken, [due()], begin_s=0.0, clock=asyncio.get_running_loop().time, observer=progress)
+
+    progress = Progress(1)
+    loop = VirtualLoop()
+    with pytest.raises(ExceptionGroup):
+        loop.run_until_complete(measure())
+    loop.close()
+    [timed] = progress.results()
+    assert timed.error is not None
 
 
-def test_of_no_values_there_is_no_summary() -> None:
-    assert summary([]) is None
+async def test_a_swarm_gets_prompts_of_the_length_due_and_tells_chains_and_losses() -> None:
+    async with served({"a": Span(0, 8), "b": Span(0, 8)}) as servers:
+        servers.plan(("a", 4, 1.0), ("b", 4, 1.0))
+        by_peer = {str(made.peer): made for made in servers.servers.values()}
+        client = AsyncClient(await servers.client(), MODEL, TextModel(MODEL.name, text_bundle()))
+        inner = swarm(client, seed=0, timeout_s=20.0, max_drafts=0)
+        lost: list[str] = []
+
+        async def losing(asked: Due) -> AsyncIterator[Arrival]:
+            async for arrival in inner(asked):
+                if asked.index == 1 and arrival.chain and not lost:
+                    lost.append(arrival.chain[0][0])
+                    await by_peer[lost[0]].die()
+                yield arrival
+
+        progress = Progress(2)
+        clock = asyncio.get_running_loop().time
+        for index in range(2):
+            load = [due(index, num_input=40, num_output=200)]
+            await run(losing, load, begin_s=clock(), clock=clock, observer=progress)
+        kept, moved = progress.results()
+        received = [message for made in servers.servers.values() for message in made.received]
+    assert {message.num_tokens for message in received if isinstance(message, Admit)} == {40 + 200 - 1}
+    assert (kept.error, kept.num_tokens, kept.num_input_tokens, kept.retries) == (None, 200, 40, 0)
+    assert [(peer, start, end) for peer, start, end in kept.chain] == [(kept.hops[0].peer, 0, 8)]
+    assert kept.waited_s is not None
+    assert kept.first_s is not None
+    assert kept.total_s is not None
+    assert 0 < kept.waited_s < kept.first_s < kept.total_s
+    assert (moved.error, moved.num_tokens, moved.retries) == (None, 200, 1)
+    assert [change.peer for change in moved.changes] == lost
+    assert {moved.chain[0][0], *lost} == set(by_peer)
 
 
-@asynccontextmanager
-async def server_of(*lines: bytes, status: int = 200) -> AsyncIterator[tuple[str, list[Any]]]:
-    """A server that answers every request with these lines; its URL, and what it was asked."""
-    asked: list[Any] = []
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        asked.append((dict(request.headers), await request.json()))
-        response = web.StreamResponse(status=status)
-        await response.prepare(request)
-        for line in lines:
-            await response.write(line)
-        return response
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1", asked
-    finally:
-        await runner.cleanup()
+async def test_drafts_can_be_turned_off() -> None:
+    async with served({"a": Span(0, 8)}) as servers:
+        servers.plan(("a", 4, 1.0))
+        client = AsyncClient(await servers.client(), MODEL, TextModel(MODEL.name, text_bundle()))
+        progress = Progress(1)
+        clock = asyncio.get_running_loop().time
+        target = swarm(client, seed=0, timeout_s=20.0, max_drafts=0)
+        await run(target, [due(num_output=20)], begin_s=clock(), clock=clock, observer=progress)
+    assert progress.results()[0].num_tokens == 20
 
 
-def event(text: str) -> bytes:
-    return b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\n\n"
-
-
-async def test_a_server_of_the_api_is_asked_as_a_stream_and_timed() -> None:
-    first = b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n'
-    async with server_of(first, event("a"), event("b"), event("c"), b"data: [DONE]\n\n") as (url, asked):
-        given = options(url=url, model="m", rate=1000.0, api_key="k", full_length=True)
-        results = await measure(given)
-    assert [(result.num_tokens, len(result.between_s), result.error) for result in results] == [(3, 2, None)] * 3
-    headers, body = asked[0]
-    assert headers["Authorization"] == "Bearer k"
-    assert (body["model"], body["max_tokens"], body["stream"], body["ignore_eos"]) == ("m", 5, True, True)
-    prompts = {body["messages"][0]["content"] for _, body in asked}
-    assert prompts == {f"{index}. the river runs past" for index in range(3)}
-    text = to_text(results)
-    assert "3 of 3 requests were answered" in text
-    assert "wait for a place" not in text  # nobody told
-    content = json.loads(to_json(results, given))
-    assert content["num_answered"] == len(content["requests"]) == 3
-    assert content["summary"]["waited_s"] is None
-    assert content["summary"]["first_s"]["max"] > 0
-
-
-@pytest.mark.parametrize(
-    ("lines", "status", "error"),
-    [
-        ((b"no room",), 503, "HTTP 503: no room"),
-        ((event("a"), b'data: {"error": {"message": "lost"}}\n\n'), 200, "lost"),
-        ((b"data: nonsense\n\n",), 200, "Expecting value"),
-        ((b"data: []\n\n",), 200, "no object"),
-    ],
-)
-async def test_what_goes_wrong_is_a_result_too(lines: tuple[bytes, ...], status: int, error: str) -> None:
-    async with server_of(*lines, status=status) as (url, _):
-        results = await measure(options(url=url, model="m", rate=1000.0))
-    assert all(error in (result.error or "") for result in results)
-    text = to_text(results)
-    assert "0 of 3 requests were answered" in text
-    assert text.count("failed: ") == 1
-
-
-async def test_a_server_that_is_not_there_is_a_result_too() -> None:
-    async with aiohttp.ClientSession() as http:
-        target = api(http, "http://127.0.0.1:9/v1", "x", model="m", max_tokens=1)
-        with pytest.raises(BenchError, match="Cannot connect"):
-            await anext(aiter(target(0)))
-
-
-@pytest.mark.parametrize(
-    "line", [b"", b": comment", b"data: [DONE]\n", b'data: {"choices": []}', b'data: {"choices": [{"delta": null}]}']
-)
-def test_lines_without_text_are_no_tokens(line: bytes) -> None:
-    assert read_event(line) == ""
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {},
-        {"token": "t", "url": "u", "model": "m"},
-        {"url": "u"},
-        {"token": "t", "rate": 0.0},
-        {"token": "t", "rate": float("nan")},
-        {"token": "t", "requests": 0},
-        {"token": "t", "output_tokens": 0},
-    ],
-)
-def test_what_cannot_be_run_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        check(options(**wrong))
-
-
-def test_what_failed_counts_for_no_times() -> None:
-    results = [
-        Timed(sent_s=0.0, first_s=1.0, total_s=2.0, num_tokens=4),
-        Timed(sent_s=1.0, first_s=5.0, total_s=9.0, num_tokens=1, error="lost"),
-    ]
-    text = to_text(results)
-    assert "1.00 s" in text
-    assert "5.00 s" not in text
-    assert "1 of 2 requests were answered, 0.5 tokens/s" in text
+def test_the_line_of_figures_says_how_far_it_is() -> None:
+    progress = Progress(4)
+    assert progress.line(0.0) == "[....................] 0 of 4 sent, 0 running, 0 done, 0.0 tokens/s, 0:00"
+    for _ in range(3):
+        progress.sent()
+    progress.first(0.5)
+    progress.first(2.0)
+    progress.came(30)
+    progress.ended(Timed(index=0, arrival_s=0.0))
+    progress.ended(Timed(index=2, arrival_s=0.0, error="lost"))
+    assert progress.line(65.0) == (
+        "[##########..........] 3 of 4 sent, 1 running, 1 done, 1 failed, 0.5 tokens/s, first token 1.25 s, 1:05"
+    )

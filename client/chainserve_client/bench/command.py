@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from chainserve_client.bench import output
 from chainserve_client.bench.figures import Run
+from chainserve_client.bench.load import Due
 from chainserve_client.bench.options import aim_of, load_of, settings_of
 from chainserve_client.bench.report import to_json, to_text
 
@@ -48,7 +49,7 @@ async def bench(options: argparse.Namespace, *, terminal: TextIO | None) -> Done
     return Done(run, to_text(run) + kept)
 
 
-async def measure(options: argparse.Namespace, load: Sequence[Any], *, terminal: TextIO | None = None) -> Run:
+async def measure(options: argparse.Namespace, load: Sequence[Due], *, terminal: TextIO | None = None) -> Run:
     """Send the load; what it took. When it is cancelled after it has begun, what is there so far."""
     from chainserve_client.bench.aim import target_of
     from chainserve_client.bench.processes import run_clients
@@ -62,15 +63,18 @@ async def measure(options: argparse.Namespace, load: Sequence[Any], *, terminal:
         async with _shown(progress, terminal):
             if options.clients > 1:
                 num_clients = min(options.clients, len(load))
-                await run_clients(aim, load, num_clients=num_clients, observer=progress)
+                await run_clients(aim, load, num_clients=num_clients, observer=progress, on_begin=progress.begins)
             else:
                 async with target_of(aim) as target:
+                    progress.begins(time.time())
                     await run(target, load, begin_s=time.monotonic(), clock=time.monotonic, observer=progress)
     except asyncio.CancelledError:
         if not progress.ended_of:
             raise
         is_interrupted = True
-    return Run(results=progress.results(), num_due=len(load), is_interrupted=is_interrupted)
+    return Run(
+        results=progress.results(), num_due=len(load), is_interrupted=is_interrupted, began_s=progress.began_s or 0.0
+    )
 
 
 @asynccontextmanager
@@ -81,7 +85,7 @@ async def _shown(progress: Any, terminal: TextIO | None) -> AsyncIterator[None]:
         return
     from chainserve_client.bench.progress import show
 
-    showing = asyncio.create_task(show(progress, terminal, clock=time.monotonic))
+    showing = asyncio.create_task(show(progress, terminal, clock=time.time))
     try:
         yield
     finally:

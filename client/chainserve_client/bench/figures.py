@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,10 +18,15 @@ KINDS: dict[str, str] = {
     "service": "service_s",
     "first token": "first_s",
     "between tokens": "between_s",
+    "slowdown": "slowdown",
     "response per token": "per_token_s",
     "sent late": "late_s",
 }
 """What is summed up: its name for people, and the field of a request."""
+
+
+FAIR = ("slowdown", "per_token_s")
+"""What fairness is judged by: waiting whatever the length, and time for the same amount of work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,8 @@ class Run:
     num_due: int
     """How many were to be sent."""
     is_interrupted: bool = False
+    began_s: float = 0.0
+    """In seconds of Unix time, when times of requests are 0: to set beside logs of servers."""
 
     @property
     def answered(self) -> list[Timed]:
@@ -47,8 +54,9 @@ class Share:
     num_input_tokens: int
     num_tokens: int
     response_s: float
+    """Means, None where that is not told."""
     service_s: float | None
-    """Means; None where that is not told."""
+    slowdown: float | None
     per_token_s: float | None
 
 
@@ -56,6 +64,7 @@ class Share:
 class Figures:
     """All that is said of a run; times and throughput are of the requests that were answered."""
 
+    began_s: float
     num_due: int
     num_sent: int
     num_answered: int
@@ -67,10 +76,10 @@ class Figures:
     input_tokens_per_s: float
     summary: dict[str, Summary | None]
     """By the field of a request."""
-    fairness_of_requests: float | None
-    """Jain's index of the response time per token of prompt and answer."""
-    fairness_of_clients: float | None
-    """The same of the means of the clients; None of one client."""
+    fairness_of_requests: dict[str, float | None]
+    """Jain's index of what requests met, by its field."""
+    fairness_of_clients: dict[str, float | None]
+    """The same of the means of clients; None of one client."""
     num_retried: int
     chains: dict[Route, Share]
     clients: dict[int, Share]
@@ -86,8 +95,8 @@ def figures_of(run: Run) -> Figures:
         return number / took_s if took_s else 0.0
 
     clients = _shares(answered, key=lambda result: result.client)
-    means = [share.per_token_s for share in clients.values() if share.per_token_s is not None]
     return Figures(
+        began_s=run.began_s,
         num_due=run.num_due,
         num_sent=len(run.results),
         num_answered=len(answered),
@@ -97,8 +106,8 @@ def figures_of(run: Run) -> Figures:
         tokens_per_s=per_s(sum(result.num_tokens for result in answered)),
         input_tokens_per_s=per_s(sum(result.num_input_tokens for result in answered)),
         summary={field: summary(values_of(answered, field)) for field in KINDS.values()},
-        fairness_of_requests=fairness(values_of(answered, "per_token_s")),
-        fairness_of_clients=fairness(means) if len(means) > 1 else None,
+        fairness_of_requests={field: fairness(values_of(answered, field)) for field in FAIR},
+        fairness_of_clients={field: _between(clients.values(), field) for field in FAIR},
         num_retried=sum(result.retries > 0 for result in run.results),
         chains=_shares([result for result in answered if result.chain], key=lambda result: result.chain),
         clients=clients,
@@ -113,6 +122,11 @@ def values_of(results: Sequence[Timed], field: str) -> list[float]:
         value = getattr(result, field)
         values += value if isinstance(value, tuple) else [] if value is None else [value]
     return values
+
+
+def _between(shares: Iterable[Share], field: str) -> float | None:
+    means = [mean for share in shares if (mean := getattr(share, field)) is not None]
+    return fairness(means) if len(means) > 1 else None
 
 
 def chain_name(route: Route) -> str:
@@ -140,5 +154,6 @@ def _share(results: Sequence[Timed]) -> Share:
         num_tokens=sum(result.num_tokens for result in results),
         response_s=mean("total_s") or 0.0,
         service_s=mean("service_s"),
+        slowdown=mean("slowdown"),
         per_token_s=mean("per_token_s"),
     )

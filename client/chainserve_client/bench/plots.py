@@ -12,6 +12,7 @@ NUM_POINTS = 600
 SHOWN = ("response", "service", "first token", "waiting")
 MAX_CHAINS = 7
 GREY = "#bbbbbb"
+HEADROOM = 1.05
 
 Interval = tuple[float, float]
 
@@ -34,16 +35,17 @@ def response_plot(answered: Sequence[Timed]) -> str:
     longest_s = max(x for each in series for x, _ in each.points)
     return lines(
         series,
-        Axes(title="Times of requests", x="seconds", y="share of requests within", max_x=longest_s, max_y=1.0),
+        Axes(title="Times of requests", x="seconds", y="share of requests within", max_x=longest_s, max_y=HEADROOM),
     )
 
 
 def shares(values: Sequence[float]) -> list[tuple[float, float]]:
-    """Points (value, share of the values that do not exceed it), from 0 on."""
+    """The steps of the share of the values that do not exceed x, from 0 on."""
     ordered = sorted(values)
     places = sorted({max(1, round(len(ordered) * part / NUM_POINTS)) for part in range(1, NUM_POINTS + 1)})
-    points = [(ordered[place - 1], place / len(ordered)) for place in places]
-    return [(0.0, 0.0), (points[0][0], 0.0), *points]
+    steps = [(ordered[place - 1], place / len(ordered)) for place in places]
+    before = [(0.0, 0.0), *steps]
+    return [(0.0, 0.0), *(point for (_, y), step in zip(before, steps, strict=False) for point in ((step[0], y), step))]
 
 
 def load_plot(results: Sequence[Timed]) -> str:
@@ -90,7 +92,7 @@ def _timeline(title: str, kinds: Sequence[tuple[str, list[Interval], str | None]
     ]
     most = max(map(sum, zip(*counts, strict=True)))
     return stacked(
-        series, Axes(title=title, x="seconds from the first arrival", y="requests", max_x=last_s, max_y=most)
+        series, Axes(title=title, x="seconds from the first arrival", y="requests", max_x=last_s, max_y=HEADROOM * most)
     )
 
 

@@ -7,7 +7,7 @@ import asyncio
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -115,12 +115,15 @@ def unanswered(due: Due, *, client: int, error: str) -> Timed:
         client=client,
         arrival_s=due.arrival_s,
         num_input_tokens=due.num_input_tokens,
+        num_asked_tokens=due.num_output_tokens,
         error=error or INTERRUPTED,
     )
 
 
-async def run_clients(aim: Aim, load: Sequence[Due], *, num_clients: int, observer: Observer) -> None:
-    """Send the requests from so many processes, by turns; the observer is told.
+async def run_clients(
+    aim: Aim, load: Sequence[Due], *, num_clients: int, observer: Observer, on_begin: Callable[[float], None]
+) -> None:
+    """Send the requests from so many processes, by turns; the observer is told, and when all begins in Unix time.
 
     ClientProcessError if one of them cannot connect. When it is cancelled, those under way end as interrupted.
     """
@@ -132,6 +135,7 @@ async def run_clients(aim: Aim, load: Sequence[Due], *, num_clients: int, observ
         for client in clients:
             await client.get_ready(aim)
         begin_s = time.monotonic() + LEAD_S
+        on_begin(time.time() + LEAD_S)
         for client in clients:
             client.begin(begin_s)
         until_s = begin_s + load[-1].arrival_s + aim.timeout_s + SLACK_S

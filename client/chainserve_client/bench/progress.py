@@ -22,7 +22,10 @@ class Progress:
         self._num_sent = 0
         self._num_tokens = 0
         self._firsts_s: list[float] = []
+        self.began_s: float | None = None
+        """In Unix time; None before all are connected."""
         self.ended_of: dict[int, Timed] = {}
+        """By the number of the request."""
 
     def sent(self) -> None:
         self._num_sent += 1
@@ -39,6 +42,10 @@ class Progress:
     def results(self) -> list[Timed]:
         """Those that have ended, in the order of arrival."""
         return [self.ended_of[index] for index in sorted(self.ended_of)]
+
+    def begins(self, unix_s: float) -> None:
+        """Times of requests count from then on."""
+        self.began_s = unix_s
 
     def line(self, passed_s: float) -> str:
         """'[####....] 12 of 30 sent, 3 running, 8 done, 1 failed, 14.2 tokens/s, first token 1.20 s, 0:31'."""
@@ -58,12 +65,13 @@ class Progress:
 
 
 async def show(progress: Progress, stream: TextIO, *, clock: Callable[[], float]) -> None:
-    """Keep the line of figures on a terminal until cancelled, then take it away."""
-    began_s = clock()
+    """Keep the line of figures on a terminal until cancelled, then take it away; `clock` gives Unix time."""
     try:
         while True:
+            began_s = progress.began_s
+            line = "connecting" if began_s is None else progress.line(clock() - began_s)
             width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be taken back
-            stream.write(f"{ERASE}{progress.line(clock() - began_s)[:width]}")
+            stream.write(f"{ERASE}{line[:width]}")
             stream.flush()
             await asyncio.sleep(EVERY_S)
     finally:

@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from chainserve_client.bench.figures import KINDS, Figures, Run, Share, chain_name, figures_of
-from chainserve_client.bench.timing import to_plain
+from chainserve_client.bench.timing import rounded, to_plain
 from chainserve_client.tables import count, printable, table
 from chainserve_client.units import format_age, format_seconds
 
 HEAD = ("mean", "median", "p95", "p99", "max")
 ON_TERMINAL = ("response", "waiting", "service", "first token", "between tokens")
+NAMES = {field: name for name, field in KINDS.items()}
 MAX_CHAINS = 12
 """That are shown one by one."""
 COLUMNS = (
@@ -28,6 +29,7 @@ COLUMNS = (
     "total_s",
     "service_s",
     "num_input_tokens",
+    "num_asked_tokens",
     "num_tokens",
     "chain",
     "queue_s",
@@ -41,12 +43,12 @@ PLOTS = {
     "chains.svg": "requests at each moment by the chain they ran on",
 }
 MEANING = """\
-All times count from when a request was due. *Response* is until the last token, *waiting* until it had its place on a
-chain and its session was open there, *service* the rest. *Between tokens* has every gap of every answer; tokens that
-were drafted ahead come at once. *Response per token* is over the tokens of prompt and answer. *Sent late* is how far
-the client itself was behind: if that is not small, more clients are needed. Percentiles are values that were seen
-(nearest rank). Fairness is Jain's index of the response per token: 1 if all fared alike, 1/n if one of n had
-all the delay."""
+In seconds, counted from when a request was due. *Response* is until the last token, *waiting* until it had its place on
+a chain and its session was open there, *service* the rest. *Between tokens* has every gap of every answer; tokens that
+were drafted ahead come at once. *Slowdown* is response over service, *response per token* is over the tokens of prompt
+and answer. *Sent late* is how far the client itself was behind: if that is not small, more clients are needed.
+Percentiles are values that were seen (nearest rank). Fairness is Jain's index: 1 if all fared alike, 1/n if one of n
+had everything."""
 
 
 def to_text(run: Run) -> str:
@@ -75,9 +77,10 @@ def facts(figures: Figures) -> list[str]:
     ]
     if figures.is_interrupted:
         lines.append(f"interrupted: {figures.num_due - figures.num_sent} of {figures.num_due} were not sent")
-    if figures.fairness_of_requests is not None and figures.num_answered > 1:
-        between = "" if figures.fairness_of_clients is None else f", {figures.fairness_of_clients:.2f} between clients"
-        lines.append(f"fairness {figures.fairness_of_requests:.2f} between requests{between} (1 is equal)")
+    for who, fairness in (("requests", figures.fairness_of_requests), ("clients", figures.fairness_of_clients)):
+        known = [f"{value:.2f} of {NAMES[field]}" for field, value in fairness.items() if value is not None]
+        if known and figures.num_answered > 1:
+            lines.append(f"fairness between {who}: {', '.join(known)} (1 is equal)")
     if figures.num_retried:
         lines.append(f"{count(figures.num_retried, 'request')} went on over another chain")
     return lines
@@ -89,7 +92,9 @@ def to_content(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     plain = asdict(figures)
     plain["chains"] = [{"chain": route, **asdict(share)} for route, share in figures.chains.items()]
     plain["clients"] = [{"client": number, **asdict(share)} for number, share in sorted(figures.clients.items())]
-    return {"settings": dict(settings), **plain, "requests": [to_plain(result) for result in run.results]}
+    requests = [to_plain(result) for result in run.results]
+    content: dict[str, Any] = rounded({"settings": dict(settings), **plain, "requests": requests})
+    return content
 
 
 def to_json(run: Run, settings: Mapping[str, Any]) -> str:
@@ -127,7 +132,7 @@ def _page(figures: Figures, settings: Mapping[str, Any], plots: Sequence[str]) -
     yield from _markdown(["setting", ""], known)
     yield ""
     yield from (f"- {fact}" for fact in facts(figures))
-    yield "\n## Times, in seconds\n"
+    yield "\n## Times\n"
     rows = [
         [title, *(f"{getattr(found, name):.4f}" for name in HEAD)]
         for title, field in KINDS.items()

@@ -109,6 +109,7 @@ class _Asking:
             between_s=tuple(after - before for before, after in pairwise(self._came_s)),
             total_s=self._passed_s,
             num_input_tokens=due.num_input_tokens if last.num_input_tokens is None else last.num_input_tokens,
+            num_asked_tokens=due.num_output_tokens,
             num_tokens=self._num_tokens if last.num_output_tokens is None else last.num_output_tokens,
             chain=last.chain,
             hops=last.hops,

@@ -44,6 +44,8 @@ class Timed:
     total_s: float | None = None
     """Until its last token, or its error."""
     num_input_tokens: int = 0
+    num_asked_tokens: int = 0
+    """That the answer was to have, at most where it may end early."""
     num_tokens: int = 0
     chain: Route = ()
     """The one it ended on; empty where that is not told."""
@@ -59,8 +61,13 @@ class Timed:
         return None if self.total_s is None or self.waited_s is None else self.total_s - self.waited_s
 
     @property
+    def slowdown(self) -> float | None:
+        """Response time over service time: 1 if it did not wait, whatever its length."""
+        return self.total_s / self.service_s if self.total_s is not None and self.service_s else None
+
+    @property
     def per_token_s(self) -> float | None:
-        """Response time over the tokens of prompt and answer: what users of unlike requests can be compared by."""
+        """Response time over the tokens of prompt and answer."""
         num_tokens = self.num_input_tokens + self.num_tokens
         return self.total_s / num_tokens if self.total_s is not None and num_tokens else None
 
@@ -72,7 +79,7 @@ def route_of(chain: Chain) -> Route:
 
 def to_plain(timed: Timed) -> dict[str, Any]:
     """As JSON has it, with the service time."""
-    content: dict[str, Any] = _rounded({**asdict(timed), "service_s": timed.service_s})
+    content: dict[str, Any] = rounded({**asdict(timed), "service_s": timed.service_s})
     return content
 
 
@@ -90,12 +97,13 @@ def from_plain(content: Mapping[str, Any]) -> Timed:
     )
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """The same with all floats to microseconds."""
     if isinstance(value, float):
         return round(value, DIGITS)
     if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, slots=True)
