@@ -46,13 +46,14 @@ def one(place: Place, setting: Setting, name: str) -> dict[str, Any]:
     with started(place, setting, POLICIES[name], name) as (swarm, status, start_s):
         figures, report = loaded(place, swarm, setting, POLICIES[name])
         after = swarm.status()
+        prediction = predicted(place, swarm, setting, POLICIES[name], report)
     keep_raw(place.folder / name, report=report, status=status, after=after)
     return {
         **figures,
         "start_s": start_s,
         **of_plan(status, swarm.host_of),
         "overrun": overrun(after),
-        "prediction": predicted(name, report, status, setting, place.hosts, swarm.host_of),
+        "prediction": prediction,
     }
 
 
@@ -77,11 +78,12 @@ def loads(place: Place, setting: Setting, *, shares: Sequence[float] = LOADS) ->
         for share in shares:
             rate = share * plan["max_requests_per_s"]
             figures, report = loaded(place, swarm, scaled(setting, rate=rate), POLICIES[OURS])
+            prediction = predicted(place, swarm, setting, POLICIES[OURS], report)
             keep_raw(place.folder / f"load-{share:g}", report=report)
             rows[f"{share:g}"] = {
                 **figures,
                 "rate": rate,
-                "prediction": predicted(OURS, report, status, setting, place.hosts, swarm.host_of),
+                "prediction": prediction,
             }
     return {"loads": rows, "start_s": start_s, **plan}
 
@@ -155,15 +157,15 @@ def overrun(status: Mapping[str, Any]) -> float | None:
 
 
 def predicted(
-    name: str,
-    report: Mapping[str, Any],
-    status: Mapping[str, Any],
-    setting: Setting,
-    hosts: Hosts,
-    host_of: Mapping[str, str],
+    place: Place, swarm: NetworkSwarm, setting: Setting, policy: Policy, report: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """What the simulator says of the same requests; None where it has no say."""
-    return None
+    """What the simulator says of the same requests on the swarm as it is; None where it is not there."""
+    try:
+        from network.forecast import forecast, see
+    except ImportError:
+        return None
+    seen = see(place.hosts, swarm.token, setting)
+    return forecast(policy.dispatch, report["requests"], seen, place.hosts.topology, swarm.host_of)
 
 
 def keep_raw(folder: Path, **contents: Any) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from chainserve.errors import ChainserveError
+from chainserve.errors import ChainserveError, JoinError
 from chainserve_server.local import LocalServer, LocalSwarm
 from network import server_at
+from network.asking import status_at
 from network.emulation import Hosts
 from network.settings import CLIENT, Policy, Setting, environment_of, server_options
 
@@ -116,12 +117,10 @@ class NetworkSwarm:
 
     def status(self) -> dict[str, Any]:
         """What the client's host sees of the swarm; nothing of one that cannot be joined yet."""
-        words = self._hosts.command(CLIENT, [*COMMAND, "status", self.token, "--json"])
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=STATUS_S)
-        except subprocess.TimeoutExpired:
+            return status_at(self._hosts.namespace(CLIENT), self.token, timeout_s=STATUS_S)
+        except (TimeoutError, JoinError):
             return {"models": [], "servers": []}
-        return json.loads(done.stdout) if done.returncode == 0 else {"models": [], "servers": []}
 
     def bench(self, options: list[str], *, timeout_s: float) -> dict[str, Any]:
         """Send load from the client's host; BenchFailedError if no report comes of it."""
