@@ -212,6 +212,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="write the token of a new swarm there, and do not print it"
     )
+    parser.add_argument(
+        "--slowdown",
+        type=float,
+        metavar="F",
+        help="for benchmarks only: take F times as long for everything as this device was measured to (no)",
+    )
     add_options(parser)
     bench_options.add_options(parser)
     parser.add_argument("--verbose", action="store_true", help="log what happens")
@@ -248,6 +254,7 @@ def config_of(options: argparse.Namespace) -> "ServerConfig":
         token_days=options.token_days,
         lease_s=options.lease,
         name=options.name,
+        slowdown=options.slowdown,
         orders=bench_options.orders_of(options),
     )
 

@@ -70,6 +70,7 @@ class ServerConfig:
     move_grace_s: float = 10.0  # and when we move to other blocks
     lease_s: float = 30.0  # how long our record counts
     name: str | None = None  # what people call this server
+    slowdown: float | None = None  # for benchmarks: forwards take so many times as long as was measured
     orders: Orders = field(default_factory=Orders)  # for benchmarks
 
     def __post_init__(self) -> None:
@@ -93,6 +94,8 @@ class ServerConfig:
                 check_name("name", self.name)
             except ValueError as error:
                 raise UsageError(f"--name: {error}") from None
+        if self.slowdown is not None and not 1 <= self.slowdown < float("inf"):
+            raise UsageError(f"a server cannot be slowed down {self.slowdown:g} times: give at least 1 with --slowdown")
         if self.blocks is not None and not self.orders.rule.is_ours:
             raise UsageError(
                 f"--bench-placement {self.orders.rule.name} places every server: leave out --blocks {self.blocks}"

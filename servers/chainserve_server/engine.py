@@ -17,6 +17,7 @@ from chainserve.models.wire import to_wire
 from chainserve.protocol.messages import FailureCode
 from chainserve.types import PeerId, SessionId
 from chainserve_server.iteration import Pack, run_batch
+from chainserve_server.slowdown import Pace
 from chainserve_server.work import (
     Batch,
     Forward,
@@ -62,6 +63,7 @@ class Engine:
         chunk_tokens: ChunkTokens | None = None,  # None: prompts run as large as a batch may be
         pack: Pack = to_wire,  # activations for the next server, in the compute thread
         on_spent: OnSpent = lambda _session, _waited_s, _computed_s: None,
+        pace: Pace | None = None,  # for benchmarks: what forwards take at least
     ) -> None:
         self.cache = cache
         self.runner = runner
@@ -72,6 +74,7 @@ class Engine:
         self._chunk_tokens = chunk_tokens or (lambda _work, _num_decoding: max_batch_tokens)
         self._pack = pack
         self._on_spent = on_spent
+        self._pace = pace
         self._since: dict[SessionId, float] = {}  # when sessions began to wait for their turn
         self._decoded_at: dict[SessionId, float] = {}  # when sessions took their last short step
         self._queues: dict[SessionId, deque[Item]] = {}
@@ -156,7 +159,7 @@ class Engine:
     def _run_batch(self, batch: Batch) -> Outcome:
         """Called in the compute thread, which must not keep a runner: when that is exchanged, its memory is needed."""
         assert self.runner is not None, "sessions are open, but no blocks are there"
-        return run_batch(self.runner, batch, pack=self._pack)
+        return run_batch(self.runner, batch, pack=self._pack, pace=self._pace)
 
     @property
     def num_decoding(self) -> int:

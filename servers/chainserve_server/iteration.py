@@ -13,15 +13,17 @@ from chainserve.models.wire import from_wire, to_wire
 from chainserve.planning.profile import MAX_OUTPUTS
 from chainserve.protocol.messages import Activations, Choice, FailureCode, Sampled, Step, WireTensor
 from chainserve.types import PeerId, SessionId, Span
+from chainserve_server.slowdown import Pace
 from chainserve_server.work import Batch, Failure, Forward, Keeping, Outcome, Outgoing, Work
 
 Pack = Callable[[torch.Tensor], WireTensor]
 
 
-def run_batch(runner: Runner, batch: Batch, *, pack: Pack = to_wire) -> Outcome:
+def run_batch(runner: Runner, batch: Batch, *, pack: Pack = to_wire, pace: Pace | None = None) -> Outcome:
     """Run `batch` in one forward per span; one message per receiver. Called in the compute thread.
 
-    `pack` makes bytes of activations for the next server; clients get theirs as they are.
+    `pack` makes bytes of activations for the next server; clients get theirs as they are. With a `pace`, what is
+    quicker waits until its time is over.
     """
     outcome = Outcome([], [])
     for first in batch.firsts:
@@ -45,7 +47,11 @@ def run_batch(runner: Runner, batch: Batch, *, pack: Pack = to_wire) -> Outcome:
                 outcome.failures.append((SessionId(error.session), FailureCode.BAD_MESSAGE, str(error)))
                 works = [work for work in works if work.step.session != error.session]
             else:
-                outcome.forwards.append(forward_of(works, span, seconds=time.perf_counter() - began))
+                forward = forward_of(works, span, seconds=time.perf_counter() - began)
+                if pace is not None and (wait_s := pace(forward) - forward.seconds) > 0:
+                    time.sleep(wait_s)
+                    forward = replace(forward, seconds=time.perf_counter() - began)
+                outcome.forwards.append(forward)
                 break
     return outcome
 

@@ -23,6 +23,7 @@ from chainserve_server.devices import (
     check_one_block,
     resolve_memory,
 )
+from chainserve_server.slowdown import slowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ def prepare(config: ServerConfig) -> Prepared:
         raise SpanError(f"{source.name} has blocks 0:{source.num_blocks}, it cannot be asked for {pinned}")
     memory_bytes = resolve_memory(config.memory, device)
     profile = profile_of(source.config, dtype=dtype, device=device)
+    if config.slowdown is not None:
+        profile = slowed(profile, config.slowdown)
     block_bytes = bytes_by_block(source.config, dtype)
     if pinned is not None:
         first = [Span(pinned.start, pinned.start + num_blocks) for num_blocks in range(1, len(pinned) + 1)]

@@ -55,6 +55,7 @@ from chainserve_server.observation import DemandWindow, StepChecks, TokenRate
 from chainserve_server.prepare import Prepared
 from chainserve_server.sampling import LinkSampler
 from chainserve_server.sessions import Sessions
+from chainserve_server.slowdown import pace_of
 from chainserve_server.work import Forward, Work
 
 logger = logging.getLogger(__name__)
@@ -187,6 +188,7 @@ class Server:
             chunk_tokens=self._chunk_tokens,
             pack=self._wire or to_wire,
             on_spent=lambda session, waited_s, computed_s: self.sessions.spend(session, waited_s, computed_s),
+            pace=pace_of(prepared.profile.times) if config.slowdown is not None else None,
         )
         self.sessions = Sessions(
             swarm.peer_id,

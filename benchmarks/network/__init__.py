@@ -1,0 +1,1 @@
+"""The network bench: many servers, wide links, a real trace, one table."""
