@@ -117,8 +117,8 @@ async def measure(placement: str, dispatch: str, requests: Requests) -> dict[str
         predicted = predict(dispatch, requests, seen, ways_of(seen, message_s), seed=SEED)
     measured = {
         "response_s": [answer.total_s for answer in answers],
-        "waiting_s": [answer.opened_s for answer in answers],
-        "service_s": [answer.total_s - answer.opened_s for answer in answers],
+        "waiting_s": [answer.waited_s for answer in answers],
+        "service_s": [answer.total_s - answer.waited_s for answer in answers],
         "first_token_s": [answer.first_token_s for answer in answers],
     }
     means = {name: statistics.fmean(values) for name, values in measured.items()}

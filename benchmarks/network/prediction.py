@@ -164,8 +164,8 @@ def predict(dispatch: str, requests: Requests, seen: Seen, ways: Ways, *, seed: 
     )
     return Predicted(
         response_s=outcome.response_s,
-        waiting_s=outcome.opened_s - requests.arrival_s,
-        service_s=outcome.finish_s - outcome.opened_s,
+        waiting_s=outcome.placed_s - requests.arrival_s,
+        service_s=outcome.finish_s - outcome.placed_s,
         first_token_s=outcome.time_to_first_token_s,
         bounds=_bounds(chains, requests, seen, ways, slots=slots),
     )

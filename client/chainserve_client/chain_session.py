@@ -1,6 +1,7 @@
 """A session on one chain: messages in at the head, out at the tail, until the chain breaks."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from chainserve.errors import ProtocolError, SessionLostError, SessionRefusedError
@@ -37,6 +38,7 @@ class ChainSession:
         predict: Predict | None = None,  # None: nothing is known of the servers
     ) -> None:
         self.state = state
+        self.began_s = time.monotonic()
         self._predict = predict
         self._send = send
         self._on_close = on_close

@@ -37,8 +37,8 @@ class Generation:
     """'stop' at an end token or a stop text, 'length' at max_new_tokens."""
     num_prompt_tokens: int
     chain: Chain
-    opened_s: float
-    """From the request to its session: for how long it waited for a place."""
+    waited_s: float
+    """From the request until it had its place on a chain, and its session was being opened there."""
     first_token_s: float
     """From the request to its first token."""
     total_s: float
@@ -98,7 +98,7 @@ async def generate(
     Tokens of `end_tokens` give no text; `started` is the time.monotonic() of the request. RequestLostError, with what
     has come so far, if its servers are lost and no others take over, or if it takes too long.
     """
-    opened_s = time.monotonic() - started
+    waited_s = session.line.current.began_s - started
     stream = TextStream(decode, parameters.stop)
     pieces: list[Piece] = []
     first_token_s = 0.0
@@ -133,7 +133,7 @@ async def generate(
         finish_reason="stop" if stopped else "length",
         num_prompt_tokens=num_prompt_tokens,
         chain=session.chain,
-        opened_s=opened_s,
+        waited_s=waited_s,
         first_token_s=first_token_s,
         total_s=time.monotonic() - started,
         logprobs=tuple(piece.logprobs for piece in pieces if piece.logprobs is not None),

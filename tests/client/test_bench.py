@@ -33,7 +33,7 @@ async def slowly(asked: Due) -> AsyncIterator[Arrival]:
     yield Arrival(num_tokens=2, chain=OTHER if asked.index == 1 else ONE)
     if asked.index == 1:
         raise ChainserveError("lost")
-    yield Arrival(opened_s=4.0, chain=ONE)
+    yield Arrival(waited_s=4.0, chain=ONE)
 
 
 def by_virtual_clock(*load: Due, cancel_after_s: float | None = None) -> list[Timed]:

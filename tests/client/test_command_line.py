@@ -84,7 +84,7 @@ def test_an_answer_as_json_is_one_line_with_where_and_how_fast() -> None:
         finish_reason="stop",
         num_prompt_tokens=5,
         chain=Chain((Hop(PeerId("a"), Span(0, 4)),)),
-        opened_s=0.25,
+        waited_s=0.25,
         first_token_s=1.0,
         total_s=2.0,
         recoveries=(Recovery(PeerId("b"), "gone", num_tokens=7, stall_s=0.5),),

@@ -123,7 +123,7 @@ def test_asking_for_a_place_takes_the_way_to_the_head_and_back() -> None:
         play(requests_at(0.0), [server(A), server(B)], chain, delay_s=1.0, protocol=Protocol(asks_for_place=is_asked))
         for is_asked in (True, False)
     )
-    assert asks.opened_s[0] == goes.opened_s[0] + 2 == 5
+    assert asks.placed_s[0] == goes.placed_s[0] + 2 == 2
     assert asks.response_s[0] == pytest.approx(goes.response_s[0] + 2)
 
 

@@ -19,7 +19,7 @@ class TokenOutcome(Outcome):
     `start_s` is when a request first got a chain, `chain` the index of its last one in the plan then in force.
     """
 
-    opened_s: NDArray[np.float64]  # when its (last) session had been opened, as clients count their waiting
+    placed_s: NDArray[np.float64]  # when it had its (last) place, as clients count their waiting
     first_token_s: NDArray[np.float64]
     num_replays: NDArray[np.int64]  # chains lost on the way
     servers: Mapping[PeerId, tuple[ServerUse, ...]]  # one for each time the server joined
@@ -38,7 +38,7 @@ class TokenOutcome(Outcome):
             start_s=np.array([session.start_s for session in sessions]),
             finish_s=np.array([session.finish_s for session in sessions]),
             chain=np.array([session.chain for session in sessions], dtype=np.int64),
-            opened_s=np.array([session.opened_s for session in sessions]),
+            placed_s=np.array([session.placed_s for session in sessions]),
             first_token_s=np.array([session.first_token_s for session in sessions]),
             num_replays=np.array([session.num_replays for session in sessions], dtype=np.int64),
             servers={peer: tuple(of_peer) for peer, of_peer in sorted(uses.items())},

@@ -163,11 +163,11 @@ class _Swarm:
         session.tail = route.legs[-1]
         session.num_produced = session.num_received
         chunks = list(chunks_of(session, route.head, chunk_tokens=self._protocol.chunk_tokens))
-        placed_s = self._now_s
-        if self._protocol.asks_for_place:
-            placed_s += self._trip_s([route.head.server.peer])
-        session.opened_s = placed_s + self._trip_s([leg.server.peer for leg in route.legs])
-        begin_s = placed_s if self._in_tokens else session.opened_s
+        session.placed_s = begin_s = self._now_s + self._protocol.asks_for_place * self._trip_s(
+            [route.head.server.peer]
+        )
+        if not self._in_tokens:
+            begin_s += self._trip_s([leg.server.peer for leg in route.legs])
         self._at(begin_s, self._prefill, Work(route.head.server, chunks=chunks))
 
     def _prefill(self, prompt: Work) -> None:
@@ -217,7 +217,7 @@ class _Swarm:
     def _refuse(self, session: Session) -> None:
         self._num_left -= 1
         session.is_done = True
-        session.start_s = session.opened_s = session.first_token_s = math.nan
+        session.start_s = session.placed_s = session.first_token_s = math.nan
         session.chain = -1
 
     def _deliver(self, work: Work) -> None:

@@ -33,7 +33,7 @@ class Session:
         "num_produced",
         "num_received",
         "num_replays",
-        "opened_s",
+        "placed_s",
         "request",
         "start_s",
         "tail",
@@ -48,7 +48,7 @@ class Session:
         self.num_replays = 0
         self.is_done = False  # finished, or refused
         self.tail: Leg | None = None  # of the chain it runs on
-        self.start_s = self.opened_s = self.first_token_s = self.finish_s = math.nan
+        self.start_s = self.placed_s = self.first_token_s = self.finish_s = math.nan
         self.chain = -1
 
     def __lt__(self, other: "Session") -> bool:

@@ -149,7 +149,7 @@ def report_of(report: Mapping[str, Any]) -> Arrival:
     """What one of our gateways says of an answer; ValueError if that makes no sense."""
     try:
         return Arrival(
-            opened_s=float(report["queue_s"]),
+            waited_s=float(report["queue_s"]),
             chain=tuple((str(hop["peer"]), *map(int, hop["blocks"])) for hop in report["route"]),  # type: ignore[misc]
             hops=tuple(
                 HopTime(PeerId(str(hop["peer"])), float(hop["queue_s"]), float(hop["compute_s"]))

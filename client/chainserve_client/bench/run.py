@@ -104,7 +104,7 @@ class _Asking:
             client=self._client,
             arrival_s=due.arrival_s,
             late_s=self._late_s,
-            waited_s=None if last.opened_s is None else self._late_s + last.opened_s,
+            waited_s=None if last.waited_s is None else self._late_s + last.waited_s,
             first_s=self._came_s[0] if self._came_s else None,
             between_s=tuple(after - before for before, after in pairwise(self._came_s)),
             total_s=self._passed_s,

@@ -18,7 +18,7 @@ class Arrival:
 
     num_tokens: int = 0
     """That came now."""
-    opened_s: float | None = None
+    waited_s: float | None = None
     """From when it was sent until it had its place."""
     chain: Route = ()
     hops: tuple[HopTime, ...] = ()
@@ -55,6 +55,6 @@ def swarm(
                 yield Arrival(num_tokens=1, chain=route_of(piece.chain))
         result = stream.result
         changes = tuple(Change(each.peer, each.reason, each.stall_s) for each in result.recoveries)
-        yield Arrival(opened_s=result.opened_s, chain=route_of(result.chain), hops=result.hop_times, changes=changes)
+        yield Arrival(waited_s=result.waited_s, chain=route_of(result.chain), hops=result.hop_times, changes=changes)
 
     return ask

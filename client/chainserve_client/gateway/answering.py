@@ -67,7 +67,7 @@ async def answer_whole(streams: Sequence[Stream], answer: Answer) -> web.Respons
     headers = {
         ROUTE: route(slowest.chain),
         "x-chainserve-hops": hop_times(slowest),
-        "x-chainserve-queue-ms": f"{1000 * slowest.opened_s:.0f}",
+        "x-chainserve-queue-ms": f"{1000 * slowest.waited_s:.0f}",
         "x-chainserve-first-token-ms": f"{1000 * slowest.first_token_s:.0f}",
         "x-chainserve-tokens-per-s": f"{slowest.tokens_per_second:.1f}",
     }

@@ -121,7 +121,7 @@ def report_of(generation: Generation) -> dict[str, Any]:
             {"peer": each.peer, "queue_s": round(each.queue_s, 4), "compute_s": round(each.compute_s, 4)}
             for each in generation.hop_times
         ],
-        "queue_s": round(generation.opened_s, 4),
+        "queue_s": round(generation.waited_s, 4),
         "first_token_s": round(generation.first_token_s, 4),
         "total_s": round(generation.total_s, 4),
         "tokens_per_s": round(generation.tokens_per_second, 2),

@@ -105,7 +105,7 @@ class GatewayMetrics:
 
     def _ended(self, generation: Generation, labels: Labels) -> None:
         num_tokens = len(generation.tokens)
-        self._queue_s[labels].add(generation.opened_s)
+        self._queue_s[labels].add(generation.waited_s)
         self._first_s[labels].add(generation.first_token_s)
         if num_tokens > 1:
             self._mean_s[labels].add((generation.total_s - generation.first_token_s) / (num_tokens - 1))
