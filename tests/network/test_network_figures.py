@@ -1,13 +1,8 @@
 """What the requests of a run come to, where their time went, and the tables of it."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from network import report
 from network.figures import figures_of, links_of, lower_by, where
 from network.settings import OURS, POLICIES, TWO_CORES, bench_options, scaled, server_options, with_servers

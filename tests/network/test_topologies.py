@@ -1,16 +1,10 @@
 """Hosts and links: read from TOML, drawn by a seed, and given to whatever makes them."""
 
 import math
-import sys
-from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
 from network import netem
 from network.emulation import wire_of
 from network.shaping import FRAME_BYTES, QUEUE_S, Lane, wire_bytes
