@@ -61,9 +61,11 @@ exit status: 0 if nothing has failed, else 1""",
     "bench": """\
 examples:
   chainserve bench TOKEN --rate 0.5 --requests 20
+  chainserve bench TOKEN --rate 0.5 --requests 300 --clients 4 --arrivals gamma --shape 0.3 --output bursts
+  chainserve bench TOKEN --trace azure.csv --requests 300 --rate 0.5 --scale-tokens 0.1 --output trace
   chainserve bench --url http://127.0.0.1:8000/v1 --model smollm2-135m --rate 2 --json
-requests are sent when their time has come, however long those before them take (a Poisson process);
-exit status: 0 if all were answered, else 1""",
+requests are sent when their time has come, however long those before them take; Ctrl-C shows what is there so far;
+exit status: 0 if all were answered, 1 if not, 130 after Ctrl-C""",
     "completion": """\
 examples:
   chainserve completion bash > ~/.local/share/bash-completion/completions/chainserve

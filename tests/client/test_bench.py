@@ -14,7 +14,7 @@ from chainserve_client.bench.load import Due
 from chainserve_client.bench.progress import Progress
 from chainserve_client.bench.run import INTERRUPTED, run
 from chainserve_client.bench.targets import Arrival, swarm
-from chainserve_client.bench.timing import Timed, from_plain, to_plain
+from chainserve_client.bench.timing import Timed
 from chainserve_client.client import AsyncClient
 from chainserve_client.text_model import TextModel
 

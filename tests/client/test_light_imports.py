@@ -9,6 +9,11 @@ import pytest
 FORBIDDING = Path(__file__).parent / "forbidding.py"
 LIGHT = (
     "chainserve_client",
+    "chainserve_client.bench.client_process",
+    "chainserve_client.bench.command",
+    "chainserve_client.bench.endpoint",
+    "chainserve_client.bench.options",
+    "chainserve_client.bench.processes",
     "chainserve_client.cli",
     "chainserve_client.dispatch",
     "chainserve_client.doctor.command",
