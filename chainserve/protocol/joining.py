@@ -4,6 +4,7 @@ All heads are asked at once. When all have answered, the chain of least cost is 
 request waits in its queue until one is offered.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -45,4 +46,4 @@ class JoinSearch(PlaceSearch):
         queued = self._waits.get(session)
         if queued is not None:
             return self._cost(session, queued.wait_ms / 1000, queued.position + 1)
-        return self._cost(session, 0.0, 0)
+        return self._cost(session, 0.0, 0) if self._answers[session] is _Answer.OFFERED else math.inf  # a silent head

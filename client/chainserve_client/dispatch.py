@@ -34,12 +34,20 @@ def planned_chains(
         return has_room and all(hop.peer in spans and spans[hop.peer].covers(hop.span) for hop in planned.chain.hops)
 
     def service_s(planned: PlannedChain) -> float:
-        chain = planned.chain
-        prediction = plan.inputs.predict(chain, input_tokens=input_tokens)
-        way_s = ((round_trip_s(chain.head) or 0.0) + (round_trip_s(chain.tail) or 0.0)) / 2
-        return prediction.first_token_s + way_s + (output_tokens - 1) * (prediction.token_s + way_s)
+        return seen_s(
+            plan, planned.chain, input_tokens=input_tokens, output_tokens=output_tokens, round_trip_s=round_trip_s
+        )
 
     return sorted(filter(is_possible, plan.chains), key=service_s)
+
+
+def seen_s(
+    plan: SwarmPlan, chain: Chain, *, input_tokens: float, output_tokens: float, round_trip_s: RoundTrip
+) -> float:
+    """Seconds of a request alone on a chain, as its client judges chains: see `planned_chains`."""
+    prediction = plan.inputs.predict(chain, input_tokens=input_tokens)
+    way_s = ((round_trip_s(chain.head) or 0.0) + (round_trip_s(chain.tail) or 0.0)) / 2
+    return prediction.first_token_s + way_s + (output_tokens - 1) * (prediction.token_s + way_s)
 
 
 def step_predictor(plan: SwarmPlan, chain: Chain) -> Callable[[int], float] | None:

@@ -229,7 +229,9 @@ class BprrRouting:
             for hop in self._routes.hops
         }
         route = self._routes.cheapest(list(waiting_s.values()))
-        assert route is not None  # every server has room for a session once all have ended
+        if route is None:  # longer than any server's cache: it will be refused
+            route = self._routes.cheapest([0.0] * len(waiting_s))
+        assert route is not None
         end_s = now_s + max(waiting_s[hop] for hop in route.hops) + self._routes.cost_s(route)
         for hop in route.hops:
             believed, cost = self._believed[hop.peer], session.max_tokens * len(hop.span)
