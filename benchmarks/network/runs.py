@@ -14,6 +14,7 @@ import psutil
 
 from network.emulation import Hosts
 from network.figures import figures_of
+from network.forecast import forecast, see
 from network.settings import OURS, POLICIES, Load, Policy, Setting, bench_options, scaled
 from network.swarm import Killing, NetworkSwarm
 
@@ -158,12 +159,8 @@ def overrun(status: Mapping[str, Any]) -> float | None:
 
 def predicted(
     place: Place, swarm: NetworkSwarm, setting: Setting, policy: Policy, report: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """What the simulator says of the same requests on the swarm as it is; None where it is not there."""
-    try:
-        from network.forecast import forecast, see
-    except ImportError:
-        return None
+) -> dict[str, Any]:
+    """What the simulator says of the same requests on the swarm as it is."""
     seen = see(place.hosts, swarm.token, setting)
     return forecast(policy.dispatch, report["requests"], seen, place.hosts.topology, swarm.host_of)
 
