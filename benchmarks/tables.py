@@ -504,6 +504,14 @@ def on_a_gpu(forward: dict[str, Any], decode: dict[str, Any]) -> str:
     )
 
 
+def network_sections(results: Path) -> list[str]:
+    """Those of the network bench whose results are there."""
+    from network.report import HEADINGS, section  # which takes `table` from here
+
+    paths = [results / f"{name}.json" for name in HEADINGS]
+    return [section(json.loads(path.read_text())) for path in paths if path.exists()]
+
+
 SECTIONS = (decode, hop, planning, simulator, profiles, churn, admission, burst, chaos, quantization)
 
 
@@ -516,6 +524,7 @@ def main() -> None:
     sections.insert(2, on_a_gpu(result("gpu/forward"), result("gpu/decode")))
     parts = (PROJECT / "benchmarks" / "results" / "distance").glob("*.json")
     sections.insert(3, distance({part.stem: json.loads(part.read_text()) for part in parts}))
+    sections += network_sections(PROJECT / "benchmarks" / "results" / "network")
     (PROJECT / "docs" / "benchmarks.md").write_text("\n\n".join([HEADING.strip(), *sections]) + "\n")
 
 
