@@ -7,9 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from network.namespaces import FOLDER, PREFIX, why_not
 
 PROJECT = Path(__file__).parents[2]
