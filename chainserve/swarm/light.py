@@ -22,7 +22,8 @@ from chainserve.swarm.view import View, make_view
 from chainserve.types import PeerId
 
 LEASE_S = 30.0
-MAX_ASKED = 4
+MAX_ASKED = 16
+"""Of those it knows, many may have gone at once; whoever refuses a connection costs no time."""
 PATIENCE_S = 0.5
 """A server that has not answered by then is still waited for, and another is asked as well."""
 FIRST_RECORD_TIMEOUT_S = 3.0

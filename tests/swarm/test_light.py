@@ -135,6 +135,18 @@ def test_one_that_is_slow_is_waited_for_where_there_is_no_other(servers: FakeSer
     in_no_time(scenario())
 
 
+async def test_whoever_is_left_is_found_when_many_of_the_view_have_gone_at_once(announce: Announce) -> None:
+    servers = FakeServers([Identity.generate() for _ in range(8)], announce)
+    servers.all_pass_on(*map(servers.record, range(8)))
+    swarm = servers.client(0)
+    await swarm.enter()
+    for left in servers.peers:  # most are asked in an order by chance
+        servers.all_pass_on(*map(servers.record, range(8)))
+        servers.passed |= dict.fromkeys(set(servers.peers) - {left})
+        await swarm.refresh()
+        assert servers.asked[-1] == left
+
+
 async def test_only_so_many_are_asked_at_a_time(servers: FakeServers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chainserve.swarm.light.MAX_ASKED", 3)
     swarm = servers.client(0, 1, 2, 3)
