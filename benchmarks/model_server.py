@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import time
-from dataclasses import replace
 from typing import Any
 
 import far_server
@@ -19,16 +18,7 @@ import torch
 
 from chainserve.models.ends import Ends
 from chainserve.planning.profile import StepTimes
-
-
-def slowed(times: StepTimes, factor: float) -> StepTimes:
-    """All of it `factor` times."""
-    return StepTimes(
-        forward_s=times.forward_s * factor,
-        prefill=tuple((size, seconds * factor) for size, seconds in times.prefill),
-        decode=tuple((size, seconds * factor) for size, seconds in times.decode),
-        head=tuple((size, seconds * factor) for size, seconds in times.head),
-    )
+from chainserve_server.slowdown import longer
 
 
 def sleep_in_the_head(times: StepTimes) -> None:
@@ -45,7 +35,7 @@ def sleep_in_the_head(times: StepTimes) -> None:
 if __name__ == "__main__":
     number = int(re.search(r"server-(\d+)\.key", " ".join(sys.argv))[1])  # type: ignore[index]
     factor = float(os.environ["SLOWNESS"].split(",")[number])
-    far_server.SLEEP_TIMES = slowed(replace(far_server.SLEEP_TIMES), factor)
+    far_server.SLEEP_TIMES = longer(far_server.SLEEP_TIMES, factor)
     if one_way_ms := float(os.environ.get("ONE_WAY_MS", 0)):
         far_server.move_away(one_way_ms / 1000)
     far_server.sleep_instead()

@@ -27,8 +27,7 @@ def figures_of(report: Mapping[str, Any], topology: Topology, host_of: Mapping[s
     """One run, from the report of `chainserve bench`."""
     requests: Sequence[Request] = report["requests"]
     answered = [request for request in requests if request["error"] is None]
-    began_s = {id(request): request.get("arrival_s", request.get("sent_s", 0.0)) for request in requests}
-    took_s = max((began_s[id(request)] + (request["total_s"] or 0.0) for request in answered), default=0.0)
+    took_s = max((request["arrival_s"] + request["total_s"] for request in answered), default=0.0)
     split = [parts for request in answered if (parts := where(request, topology, host_of)) is not None]
     return {
         "num_requests": len(requests),
@@ -48,9 +47,6 @@ def values_of(requests: Iterable[Request], field: str) -> list[float]:
     """All values of one kind; what is not told is left out."""
     values: list[float] = []
     for request in requests:
-        if field == "service_s" and "service_s" not in request and request["waited_s"] is not None:
-            values.append(request["total_s"] - request["waited_s"])
-            continue
         value = request.get(field)
         values += value if isinstance(value, list) else [] if value is None else [value]
     return values

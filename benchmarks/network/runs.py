@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from chainserve_client.bench.load import Lengths, read_trace, slice_of
 from network.emulation import Hosts
 from network.figures import figures_of
 from network.forecast import forecast, see
@@ -176,10 +177,7 @@ def mean_tokens(load: Load) -> tuple[float, float]:
     """In and out, of the requests that will be sent."""
     if load.trace is None:
         return load.mean_tokens
-    rows = [line.split(",") for line in load.trace.read_text().splitlines()[1 : load.num_requests + 1]]
-    inputs = [max(1, int(load.scale_tokens * int(row[1]) + 0.5)) for row in rows]
-    outputs = [max(load.min_output, int(load.scale_tokens * int(row[2]) + 0.5)) for row in rows]
-    return (
-        statistics.fmean(min(value, load.max_input or value) for value in inputs),
-        statistics.fmean(outputs),
-    )
+    lengths = Lengths(scale=load.scale_tokens, min_output=load.min_output, max_input=load.max_input)
+    rows = slice_of(read_trace(load.trace), first=0, num_requests=load.num_requests)
+    inputs, outputs = zip(*(lengths.of(row.input_tokens, row.output_tokens) for row in rows), strict=True)
+    return statistics.fmean(inputs), statistics.fmean(outputs)

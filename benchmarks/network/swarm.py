@@ -128,7 +128,7 @@ class NetworkSwarm:
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
             try:
                 output, _ = process.communicate(timeout=timeout_s)
-            except BaseException:
+            except BaseException:  # whatever ends us, too: it goes on by itself otherwise
                 process.send_signal(signal.SIGINT)
                 try:
                     process.wait(10)

@@ -12,19 +12,20 @@ Pace = Callable[[Forward], float]
 
 def slowed(profile: BlockProfile, factor: float) -> BlockProfile:
     """The profile of a device that takes `factor` times as long for everything, and holds as much."""
+    return replace(profile, times=longer(profile.times, factor))
 
-    def longer(points: Points) -> Points:
+
+def longer(times: StepTimes, factor: float) -> StepTimes:
+    """All of it `factor` times."""
+
+    def each(points: Points) -> Points:
         return tuple((size, factor * seconds) for size, seconds in points)
 
-    times = profile.times
-    return replace(
-        profile,
-        times=StepTimes(
-            forward_s=factor * times.forward_s,
-            prefill=longer(times.prefill),
-            decode=longer(times.decode),
-            head=longer(times.head),
-        ),
+    return StepTimes(
+        forward_s=factor * times.forward_s,
+        prefill=each(times.prefill),
+        decode=each(times.decode),
+        head=each(times.head),
     )
 
 

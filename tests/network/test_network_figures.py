@@ -27,6 +27,7 @@ def request(**fields: Any) -> dict[str, Any]:
         "first_s": 1.0,
         "between_s": [0.25, 0.25],
         "total_s": 1.5,
+        "service_s": 1.0,
         "num_tokens": 3,
         "num_input_tokens": 9,
         "chain": [["P", 0, 10], ["Q", 10, 30]],
