@@ -51,6 +51,10 @@ def test_given_rates_replace_those_of_the_profiles() -> None:
             petals.place(profiles, model, cache_slots=1, rng=np.random.default_rng(0), **{name: {A: 0.0}})
 
 
+def test_a_client_tries_again_at_once_and_then_ever_later() -> None:
+    assert [petals.retry_delay_s(number) for number in range(1, 8)] == [0, 1, 2, 4, 8, 16, 16]
+
+
 THROUGHPUT = {A: 1.0, B: 1.0, C: 1.0, D: 1.0}
 
 

@@ -6,7 +6,7 @@ from examples import WORKED_MODEL, WORKED_PROFILES
 from chainserve.errors import NoPlanError
 from chainserve.planning.baselines.plans import plan_by
 from chainserve.planning.plan import Plan
-from chainserve.planning.rules import BPRR, PETALS, RANDOM, WHOLE_MODEL, PlacementRule
+from chainserve.planning.rules import BPRR, OURS, PETALS, RANDOM, WHOLE_MODEL, PlacementRule
 from chainserve.planning.values import ModelSpec, Placement, ServerProfile, Workload
 from chainserve.types import PeerId, Span
 
@@ -84,8 +84,36 @@ def test_equal_seeds_draw_equal_placements() -> None:
     assert one.placement == same.placement != other.placement
 
 
+@pytest.mark.parametrize("name", [PETALS, BPRR, RANDOM])
+def test_where_some_block_finds_no_server_there_is_no_plan(name: str) -> None:
+    with pytest.raises(NoPlanError) as caught:
+        planned(PlacementRule(name=name, cache_tokens=SLOT_TOKENS), profile(A, 3.4))
+    assert caught.value.missing
+
+
+def test_servers_without_room_for_a_block_beside_an_end_leave_the_end_out() -> None:
+    rule = PlacementRule(name=PETALS, cache_tokens=SLOT_TOKENS)
+    with pytest.raises(NoPlanError) as caught:
+        planned(rule, *(profile(PeerId(name), 1.5) for name in "ABCDEF"))
+    assert {0, 3} <= set(caught.value.missing)
+
+
+def test_blocks_without_cache_for_one_session_are_no_plan() -> None:
+    with pytest.raises(NoPlanError):
+        planned(PlacementRule(name=PETALS, cache_tokens=1), profile(A, 6.01))
+
+
+def test_one_rule_is_ours() -> None:
+    assert OURS.is_ours
+    assert not PlacementRule(name=RANDOM).is_ours
+
+
 def test_rules_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="no placement is called 'best'"):
         PlacementRule(name="best")
+    with pytest.raises(ValueError, match="not negative: -1"):
+        PlacementRule(seed=-1)
+    with pytest.raises(ValueError, match="0 tokens per block"):
+        PlacementRule(cache_tokens=0)
     with pytest.raises(ValueError, match="no baseline"):
         planned(PlacementRule(), profile(A, 7))
