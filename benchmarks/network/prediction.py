@@ -37,10 +37,10 @@ from chainserve.planning.dispatch import (
     Policy,
     RandomChain,
     ShortestExpectedDelay,
-    patience,
 )
 from chainserve.planning.profile import StepTimes
 from chainserve.planning.rules import ROUTED
+from chainserve.planning.sharing import Sharing, Turns, patience_beside, turns_of
 from chainserve.planning.values import PlannedChain, ResponseTimeBounds
 from chainserve.simulator.tokens.admission import MakePolicy, Slots
 from chainserve.simulator.tokens.membership import while_live
@@ -158,7 +158,7 @@ def predict(dispatch: str, requests: Requests, seen: Seen, ways: Ways, *, seed: 
         seen,
         ways,
         chains=() if routing else chains,
-        make_policy=_policy(dispatch, seen.plan, requests, seed=seed),
+        make_policy=_policy(dispatch, seen.plan, requests, chains, seed=seed),
         slots=slots,
         make_routing=routing,
     )
@@ -251,24 +251,41 @@ def _chains(seen: Seen, requests: Requests, ways: Ways) -> list[PlannedChain]:
 
 
 class _LiveOrder:
-    """JFFC as live heads and clients do it: patient chains wait for a queue that is long enough."""
+    """JFFC as live heads and clients do it: the chain that is now the fastest, unless it is to wait for a longer queue.
+
+    Clients are taken to know all sessions, and every request to be a mean one.
+    """
 
     is_central = True
 
-    def __init__(self, rates: Sequence[float], capacities: Sequence[int], *, patience: Sequence[float]) -> None:
-        self._order = sorted(range(len(rates)), key=lambda index: -rates[index])
-        self._capacities = list(capacities)
-        self._patience = list(patience)
+    def __init__(
+        self, chains: Sequence[PlannedChain], capacities: Sequence[int], *, turn_s: Turns, patience: Sequence[float]
+    ) -> None:
+        self._chains, self._turn_s = chains, turn_s
+        self._capacities, self._patience = capacities, patience
 
     def choose(self, num_sessions: Sequence[int], num_waiting: int = 1) -> int | None:
-        for chain in self._order:
-            if num_sessions[chain] < self._capacities[chain] and num_waiting >= self._patience[chain]:
-                return chain
-        return None
+        sharing = Sharing(self._turn_s)
+        for planned, num in zip(self._chains, num_sessions, strict=True):
+            sharing.add(planned.chain, num)
+        joined = [
+            index
+            for index, num in enumerate(num_sessions)
+            if num < self._capacities[index] and num_waiting >= self._patience[index]
+        ]
+
+        def now_s(index: int) -> float:
+            return self._chains[index].service_s + sharing.wait_s(self._chains[index].chain)
+
+        return min(joined, key=now_s, default=None)
 
 
-def _policy(dispatch: str, plan: SwarmPlan, requests: Requests, *, seed: int) -> MakePolicy:
+def _policy(
+    dispatch: str, plan: SwarmPlan, requests: Requests, chains: Sequence[PlannedChain], *, seed: int
+) -> MakePolicy:
     inputs, rng = plan.inputs, random.Random(seed)
+    tokens = _mean_tokens(requests)
+    turn_s = {peer: times.block.turn_s(*tokens) for peer, times in inputs.times.items()}
 
     def make(rates: Sequence[float], capacities: Sequence[int]) -> Policy:
         if dispatch == "sed":
@@ -279,12 +296,10 @@ def _policy(dispatch: str, plan: SwarmPlan, requests: Requests, *, seed: int) ->
             return RandomChain(rates, capacities, rng=rng)
         demand = inputs.arrival_rate, inputs.input_tokens, inputs.output_tokens
         usual = DEFAULT_DEMAND.arrival_rate, DEFAULT_DEMAND.input_tokens, DEFAULT_DEMAND.output_tokens
-        queues = patience(
-            [chain.rate for chain in plan.chains],
-            [chain.capacity for chain in plan.chains],
-            arrival_rate=inputs.arrival_rate,
-        )
-        return _LiveOrder(rates, capacities, patience=[0.0] * len(rates) if demand == usual else queues)
+        queues = [0.0] * len(rates)
+        if demand != usual:
+            queues = patience_beside(plan.chains, turns_of(inputs.profiles()), arrival_rate=inputs.arrival_rate)
+        return _LiveOrder(chains, capacities, turn_s=turn_s, patience=queues)
 
     return make
 

@@ -12,6 +12,7 @@ from chainserve.planning.bounds import response_time_bounds
 from chainserve.planning.improve import Judged, improve
 from chainserve.planning.moves import overlap
 from chainserve.planning.placement import GreedyPlacement, greedy_placement, weights_fit
+from chainserve.planning.sharing import rate_when_full, turns_of
 from chainserve.planning.tuning import Candidate, ConcurrencyChoice, choose_concurrency
 from chainserve.planning.values import (
     ModelSpec,
@@ -23,7 +24,6 @@ from chainserve.planning.values import (
     Workload,
     by_peer,
     require,
-    total_rate,
 )
 from chainserve.types import PeerId
 
@@ -48,8 +48,8 @@ class Plan:
 
     @cached_property
     def total_rate(self) -> float:
-        """Requests per second of all chains when full: nu."""
-        return total_rate(self.chains)
+        """Requests per second of all chains when full: nu, less what sharing servers costs."""
+        return rate_when_full(self.chains, turns_of(self.profiles))
 
     @property
     def load(self) -> float:
@@ -59,7 +59,7 @@ class Plan:
     @property
     def is_stable(self) -> bool:
         """Whether the chains bear the arrival rate."""
-        return math.isfinite(self.bounds.upper_s)
+        return math.isfinite(self.bounds.upper_s) and self.workload.arrival_rate < self.total_rate
 
     @property
     def missing_rate(self) -> float:

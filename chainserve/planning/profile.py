@@ -60,7 +60,10 @@ class StepTimes:
     def block(self) -> BlockTimes:
         """t_o, t_I and t_O of a request that is alone: prefill as the line nearest to its points, relatively."""
         overhead_s, prefill_s = nearest_line(self.prefill)
-        return BlockTimes(overhead_s=overhead_s, prefill_s=prefill_s, decode_s=_between(self.decode, 1))
+        decode_s = _between(self.decode, 1)
+        return BlockTimes(
+            overhead_s=overhead_s, prefill_s=prefill_s, decode_s=decode_s, session_s=min(self.session_s, decode_s)
+        )
 
     @property
     def head_s(self) -> float:

@@ -13,21 +13,30 @@ class BlockTimes:
     overhead_s: float  # t_o, per request
     prefill_s: float  # t_I, per input token
     decode_s: float  # t_O, per output token after the first, which the prefill yields
+    session_s: float = 0.0  # of decode_s, what each further session adds to a step that decodes for all
 
     def __post_init__(self) -> None:
         require("overhead_s", self.overhead_s, positive=False)
         require("prefill_s", self.prefill_s, positive=False)
         require("decode_s", self.decode_s, positive=False)
+        require("session_s", self.session_s, positive=False)
 
     def request_s(self, input_tokens: float, output_tokens: float) -> float:
         """Seconds of one request in one block; also of a mean request, as it is linear in both numbers."""
         return self.overhead_s + self.prefill_s * input_tokens + self.decode_s * (output_tokens - 1)
 
+    def turn_s(self, input_tokens: float, output_tokens: float) -> float:
+        """Seconds for which a request keeps the others on its server waiting, per block."""
+        return self.overhead_s + self.prefill_s * input_tokens + self.session_s * (output_tokens - 1)
+
     @classmethod
     def from_hardware(
         cls, *, overhead_s: float, flop_per_token: float, flop_per_s: float, block_bytes: float, bytes_per_s: float
     ) -> "BlockTimes":
-        """Prefill bound by computation, decoding by reading the weights; `flop_per_token` is that of one block."""
+        """Prefill bound by computation, decoding by reading the weights; `flop_per_token` is that of one block.
+
+        So further sessions decode for nothing.
+        """
         require("flop_per_token", flop_per_token)
         require("flop_per_s", flop_per_s)
         require("block_bytes", block_bytes)
@@ -69,4 +78,5 @@ class ServerTimes:
             block_s=self.block.request_s(input_tokens, output_tokens),
             pinned=pinned,
             block_bytes=block_bytes,
+            turn_s=self.block.turn_s(input_tokens, output_tokens),
         )

@@ -82,11 +82,13 @@ class ServerProfile:
     block_s: float  # of all tokens of a request through one block
     pinned: Span | None = None  # blocks its owner chose
     block_bytes: float | None = None  # weights of one block as it holds them, quantized perhaps; None: the model's
+    turn_s: float = 0.0  # of block_s, for which a request keeps the others there waiting; 0 as in the paper
 
     def __post_init__(self) -> None:
         require(f"memory_bytes of {self.peer}", self.memory_bytes)
         require(f"communication_s of {self.peer}", self.communication_s, positive=False)
         require(f"block_s of {self.peer}", self.block_s)
+        require(f"turn_s of {self.peer}", self.turn_s, positive=False)
         if self.block_bytes is not None:
             require(f"block_bytes of {self.peer}", self.block_bytes)
 

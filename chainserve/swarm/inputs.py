@@ -150,6 +150,7 @@ def corrected(offer: Offer) -> BlockTimes:
         overhead_s=block.overhead_s * prefill,
         prefill_s=block.prefill_s * prefill,
         decode_s=block.decode_s * decode,
+        session_s=block.session_s * decode,
     )
 
 

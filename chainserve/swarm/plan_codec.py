@@ -67,7 +67,7 @@ def _to_fields(plan: SwarmPlan) -> dict[str, Any]:
 
     def figures(server: PlannedServer) -> tuple[float, ...]:
         times, block = server.times, server.times.block
-        return server.memory_bytes, times.hop_s, block.overhead_s, block.prefill_s, block.decode_s, times.head_s
+        return server.memory_bytes, times.hop_s, *astuple(block), times.head_s
 
     return {
         "epoch": plan.epoch,
@@ -202,8 +202,8 @@ def _rule(name: object, seed: object, cache_tokens: object, has_chains: object) 
 
 def _server(peer: object, offered_bytes: object, pinned: Any, *figures: object) -> PlannedServer:
     *times, block_bytes = figures
-    memory_bytes, hop_s, overhead_s, prefill_s, decode_s, head_s = map(number, times)
-    block = BlockTimes(overhead_s=overhead_s, prefill_s=prefill_s, decode_s=decode_s)
+    memory_bytes, hop_s, overhead_s, prefill_s, decode_s, session_s, head_s = map(number, times)
+    block = BlockTimes(overhead_s=overhead_s, prefill_s=prefill_s, decode_s=decode_s, session_s=session_s)
     return PlannedServer(
         peer=PeerId(text(peer)),
         offered_bytes=whole(offered_bytes),

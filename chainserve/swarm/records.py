@@ -22,7 +22,7 @@ from chainserve.swarm.offers import MAX_BYTES, Offer
 from chainserve.swarm.reports import Report
 from chainserve.types import PeerId, Span
 
-SCHEMA = 4
+SCHEMA = 5
 MAX_RECORD_BYTES = 16 * 1024
 MAX_LEASE_S = 3600.0  # a record that claims to live longer comes from a wrong clock
 MAX_BLOCKS = 10_000

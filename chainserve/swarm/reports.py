@@ -1,4 +1,4 @@
-"""What a server tells people about itself: nothing that anybody plans or dispatches by, only what a page shows.
+"""What a server tells people about itself, and clients about how busy its chains are: nothing that anybody plans by.
 
 It is optional in a record, and every figure in it is the server's own claim.
 """

@@ -15,7 +15,7 @@ from chainserve_client.join import join
 from chainserve_client.network import ModelInSwarm, Network, models_in
 from chainserve_client.opening import Request, open_line
 from chainserve_client.parameters import TIMEOUT_S, GenerationOptions, Parameters
-from chainserve_client.policies.rules import FASTEST_FREE, JFFC, Dispatch, check_name, make_dispatch
+from chainserve_client.policies.rules import JFFC, Dispatch, JoinFastestFree, check_name, make_dispatch
 from chainserve_client.text_model import TextModel, fetch_text_model
 from chainserve_client.token_session import TokenSession
 
@@ -32,12 +32,12 @@ class AsyncClient:
     """
 
     def __init__(
-        self, network: Network, model: ModelInSwarm, text: TextModel, *, dispatch: Dispatch = FASTEST_FREE
+        self, network: Network, model: ModelInSwarm, text: TextModel, *, dispatch: Dispatch | None = None
     ) -> None:
         self.network = network
         self.model = model
         self.text = text
-        self.dispatch = dispatch
+        self.dispatch = dispatch or JoinFastestFree()
 
     @classmethod
     async def connect(cls, token: str, *, model: str | None = None, dispatch: str = JFFC) -> Self:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from chainserve.errors import NoChainError, PromptTooLongError
 from chainserve.planning.route import Holding, fewest_hops
@@ -24,8 +25,9 @@ def planned_chains(
 ) -> list[PlannedChain]:
     """The plan's chains over these servers that have room for `num_tokens`, the fastest for such a request first.
 
-    In activation mode every token passes the client, so that half a round trip to the head and half a one to the tail
-    count for each; those that are not known count as none.
+    Their `service_s` is what this client would see of the request if it were alone there. In activation mode every
+    token passes the client, so that half a round trip to the head and half a one to the tail count for each; those that
+    are not known count as none.
     """
     spans = {server.peer: server.span for server in servers if server.span is not None}
 
@@ -33,12 +35,13 @@ def planned_chains(
         has_room = planned.capacity * plan.inputs.slot_tokens >= num_tokens
         return has_room and all(hop.peer in spans and spans[hop.peer].covers(hop.span) for hop in planned.chain.hops)
 
-    def service_s(planned: PlannedChain) -> float:
-        return seen_s(
+    def seen(planned: PlannedChain) -> PlannedChain:
+        service_s = seen_s(
             plan, planned.chain, input_tokens=input_tokens, output_tokens=output_tokens, round_trip_s=round_trip_s
         )
+        return replace(planned, service_s=service_s)
 
-    return sorted(filter(is_possible, plan.chains), key=service_s)
+    return sorted(map(seen, filter(is_possible, plan.chains)), key=lambda planned: planned.service_s)
 
 
 def seen_s(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from chainserve.errors import NoPlanError
+from chainserve.planning.sharing import turns_of
 from chainserve.planning.values import LeftOut, ResponseTimeBounds, Workload, by_peer
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.types import PeerId
@@ -33,12 +34,13 @@ def examine(plan: SwarmPlan, *, is_thorough: bool = True) -> LivePlan:
     What its servers are worth takes seconds, and is left out where `is_thorough` is false.
     """
     inputs = plan.inputs
-    by_peer(inputs.profiles())  # raises for servers that cannot be
+    profiles = inputs.profiles()
+    by_peer(profiles)  # raises for servers that cannot be
     arrival_rate = Workload(arrival_rate=inputs.arrival_rate).arrival_rate
     predictions = tuple(inputs.predict(chain.chain, input_tokens=inputs.input_tokens) for chain in plan.chains)
     return LivePlan(
         plan=plan,
-        outlook=Outlook(plan.chains, predictions, _bounds(plan), arrival_rate),
+        outlook=Outlook(plan.chains, predictions, _bounds(plan), arrival_rate, turns_of(profiles)),
         left_out={} if plan.shortage or not is_thorough else _left_out(plan),
     )
 

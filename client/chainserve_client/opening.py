@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chainserve.errors import (
     GrammarError,
@@ -31,7 +31,7 @@ from chainserve_client.dispatch import choose_chain, planned_chains, step_predic
 from chainserve_client.lifeline import Lifeline, Why
 from chainserve_client.network import ModelInSwarm, Network
 from chainserve_client.parameters import TIMEOUT_S
-from chainserve_client.policies.rules import FASTEST_FREE, Dispatch, Router, check_fits
+from chainserve_client.policies.rules import Dispatch, JoinFastestFree, Router, check_fits
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +63,19 @@ class Request:
     max_wait_s: float | None = None  # for the first place, while all are taken; None: as long as there is time
     chain: Chain | None = None  # this one or none
     sampling: Sampling | None = None  # how to sample, in token mode
-    dispatch: Dispatch = FASTEST_FREE
+    dispatch: Dispatch = field(default_factory=JoinFastestFree)
     ids: Sequence[int] = ()  # in token mode the tokens so far: the prompt, and what has come when it is opened again
 
     @property
     def num_tokens(self) -> int:
         """Cache that it needs."""
         return self.num_lanes * self.max_tokens
+
+    @property
+    def tokens(self) -> tuple[float, float]:
+        """Tokens in and out, as far as they are known: half each where they are not, and the most there may come."""
+        input_tokens = self.input_tokens or self.max_tokens / 2
+        return input_tokens, max(1.0, self.max_tokens + 1 - input_tokens)
 
 
 async def open_line(network: Network, request: Request) -> Lifeline:
@@ -219,14 +225,13 @@ class Opening:
         return [server for server in usable if server.peer not in self._avoid | self._leaving]
 
     def _planned(self, plan: SwarmPlan, servers: Sequence[Announcement]) -> list[PlannedChain]:
-        max_tokens = self._request.max_tokens
-        input_tokens = self._request.input_tokens or max_tokens / 2
+        input_tokens, output_tokens = self._request.tokens
         return planned_chains(
             plan,
             servers,
             num_tokens=self._request.num_tokens,
             input_tokens=input_tokens,
-            output_tokens=max(1.0, max_tokens + 1 - input_tokens),
+            output_tokens=output_tokens,
             round_trip_s=self._network.links.round_trip_s,
         )
 
@@ -238,11 +243,13 @@ class Opening:
         self, plan: SwarmPlan, chains: Sequence[PlannedChain], servers: Sequence[Announcement]
     ) -> Candidate:
         """Ask the heads of these chains, fastest first, and wait; SessionRefusedError if all of them refuse."""
+        turn_s = {peer: times.block.turn_s(*self._request.tokens) for peer, times in plan.inputs.times.items()}
         search = self._request.dispatch.search(
             [Candidate(_new_id(), planned.chain.hops) for planned in chains],
             chains,
             servers=servers,
             plan=plan,
+            turn_s=turn_s,
             num_tokens=self._request.num_tokens,
             rng=self._rng,
         )

@@ -8,7 +8,8 @@ from typing import Any
 
 from chainserve.errors import describe_blocks
 from chainserve.planning.prediction import Prediction
-from chainserve.planning.values import LeftOut, PlannedChain, ResponseTimeBounds, total_rate
+from chainserve.planning.sharing import Turns, rate_when_full
+from chainserve.planning.values import LeftOut, PlannedChain, ResponseTimeBounds
 from chainserve.types import PeerId
 from chainserve_client.tables import count, table, wrapped
 from chainserve_client.units import format_seconds
@@ -30,11 +31,12 @@ class Outlook:
     predictions: tuple[Prediction, ...]  # of these chains
     bounds: ResponseTimeBounds
     arrival_rate: float  # requests per second
+    turn_s: Turns  # of mean requests
 
     @cached_property
     def total_rate(self) -> float:
         """Requests per second of all chains when full."""
-        return total_rate(self.chains)
+        return rate_when_full(self.chains, self.turn_s)
 
     @property
     def load(self) -> float:
@@ -44,7 +46,7 @@ class Outlook:
     @property
     def is_stable(self) -> bool:
         """Whether the chains bear the arrival rate."""
-        return math.isfinite(self.bounds.upper_s)
+        return math.isfinite(self.bounds.upper_s) and self.arrival_rate < self.total_rate
 
 
 def chains_text(outlook: Outlook, *, name: Name) -> Iterator[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chainserve.planning.plan import Plan
+from chainserve.planning.sharing import turns_of
 from chainserve.types import PeerId
 from chainserve_client.forecast import Forecast
 from chainserve_client.outlook import (
@@ -75,7 +76,9 @@ def to_json(forecast: Forecast, *, name: str, dtype: str) -> str:
 
 def _outlook(forecast: Forecast) -> Outlook:
     plan = forecast.plan
-    return Outlook(plan.chains, forecast.predictions, plan.bounds, forecast.demand.arrival_rate)
+    return Outlook(
+        plan.chains, forecast.predictions, plan.bounds, forecast.demand.arrival_rate, turns_of(plan.profiles)
+    )
 
 
 def _in_order(plan: Plan) -> list[PeerId]:

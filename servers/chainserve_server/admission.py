@@ -1,6 +1,6 @@
 """Which places a head has to give: what the plan says of the chains that begin at it."""
 
-from chainserve.planning.dispatch import patience
+from chainserve.planning.sharing import patience_beside, turns_of
 from chainserve.protocol.places import HeadChain, Places
 from chainserve.swarm.inputs import DEFAULT_DEMAND
 from chainserve.swarm.plans import SwarmPlan
@@ -11,17 +11,15 @@ from chainserve.types import PeerId
 def head_chains(plan: SwarmPlan, me: PeerId) -> list[HeadChain]:
     """The plan's chains with their head at `me`, with room for as many tokens as the plan counts slots.
 
-    A slow chain is patient, as `JoinPatiently` is: it waits for a queue that is long enough, or at most for the time
-    that it is slower than the fastest. Not while the load is assumed only: short requests would wait in vain.
+    A slow chain is patient (`sharing.patience_beside`): it waits for a queue that is long enough, or at most for the
+    time that it is slower than the fastest. Not while the load is assumed only: short requests would wait in vain.
     """
     if not plan.chains:
         return []
     inputs = plan.inputs
     assumed = DEFAULT_DEMAND.arrival_rate, DEFAULT_DEMAND.input_tokens, DEFAULT_DEMAND.output_tokens
     is_assumed = (inputs.arrival_rate, inputs.input_tokens, inputs.output_tokens) == assumed
-    rates = [chain.rate for chain in plan.chains]
-    capacities = [chain.capacity for chain in plan.chains]
-    queues = patience(rates, capacities, arrival_rate=inputs.arrival_rate)
+    queues = patience_beside(plan.chains, turns_of(inputs.profiles()), arrival_rate=inputs.arrival_rate)
     fastest_s = min(chain.service_s for chain in plan.chains)
     return [
         HeadChain(

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from live_swarms import peer, plan_of, server, settle, view_of
 
+from chainserve.planning.sharing import rate_when_full, turns_of
 from chainserve.planning.values import Placement
 from chainserve.swarm.offers import Demand, Reach, StepCheck
 from chainserve.swarm.plans import SwarmPlan
@@ -227,7 +227,7 @@ def test_json_has_all_of_the_plan() -> None:
     assert (
         found["response_s"] == found["goal_response_s"] == {"lower": plan.bounds.lower_s, "upper": plan.bounds.upper_s}
     )
-    assert found["max_requests_per_s"] == pytest.approx(sum(chain.capacity * chain.rate for chain in plan.chains))
+    assert found["max_requests_per_s"] == rate_when_full(plan.chains, turns_of(plan.inputs.profiles()))
     first = found["servers"][0]
     assert first["peer"] == peer("a")
     assert first["blocks"] == first["goal_blocks"] == list(_pair(plan.placement[peer("a")]))

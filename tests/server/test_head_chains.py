@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from chainserve.planning.values import PlannedChain
+from chainserve.planning.values import PlannedChain, ServerProfile
 from chainserve.protocol.places import Places
 from chainserve.swarm.inputs import DEFAULT_DEMAND
 from chainserve.types import Chain, Hop, PeerId, SessionId, Span
@@ -18,8 +18,11 @@ def hops(*peers: PeerId) -> Chain:
     return Chain(tuple(Hop(peer, Span(index, index + 1)) for index, peer in enumerate(peers)))
 
 
-def plan(*chains: PlannedChain, rate: float = 0.02) -> Any:
-    inputs = SimpleNamespace(arrival_rate=rate, input_tokens=100.0, output_tokens=20.0, slot_tokens=2048)
+def plan(*chains: PlannedChain, rate: float = 0.02, turn_s: float = 0.0) -> Any:
+    profiles = [ServerProfile(peer=p, memory_bytes=1, communication_s=0, block_s=1, turn_s=turn_s) for p in (A, B)]
+    inputs = SimpleNamespace(
+        arrival_rate=rate, input_tokens=100.0, output_tokens=20.0, slot_tokens=2048, profiles=lambda: profiles
+    )
     return cast(Any, SimpleNamespace(chains=chains, inputs=inputs))
 
 
@@ -56,6 +59,12 @@ def test_a_slow_chain_is_patient_and_the_fastest_is_not() -> None:
     assert fast.patience <= 0
     assert (fast.patience_s, slow.patience_s) == (0.0, 30.0)
     assert slow.patience == pytest.approx(5.4)  # (S - lambda) (1 / mu - n / S) with S = 0.2, n = 2
+
+
+def test_a_slow_chain_is_less_patient_where_the_fast_one_is_slow_when_full() -> None:
+    [slow] = head_chains(plan(FAST, SLOW, turn_s=5.0), B)
+    # Two sessions of 10 s on A and B, each beside the other for 5 s; the newcomer beside both.
+    assert slow.patience == pytest.approx((2 / 15 - 0.02) * (40 + 10 - 15))
 
 
 def test_nobody_is_patient_while_the_load_is_only_assumed() -> None:

@@ -170,6 +170,7 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
                         overhead_s=draw(st.floats(0.001, 0.1)),
                         prefill_s=draw(st.floats(0, 0.01)),
                         decode_s=draw(st.just(0) | st.floats(0, 0.1)),
+                        session_s=draw(st.just(0) | st.floats(0, 0.1)),
                     ),
                     head_s=draw(st.just(0) | st.floats(0, 0.1)),
                 ),

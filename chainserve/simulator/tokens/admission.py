@@ -106,6 +106,13 @@ class Route:
             return self.used_tokens + session.max_tokens <= self.room_tokens and self.fits(session)
         return self.num_running < self.capacity and self.fits(session)
 
+    def counted(self, session: Session) -> int:
+        """Sessions that run here, for a policy that counts places where there are tokens: fewer than the capacity if
+        there is room for this one, else as many at least."""
+        if self.has_room(session):
+            return min(self.num_running, self.capacity - 1)
+        return max(self.num_running, self.capacity)
+
     def count(self, session: Session, num_sessions: int) -> None:
         """A session runs here, or (-1) runs no more."""
         self.num_running += num_sessions
@@ -206,10 +213,7 @@ class Admission:
         """The chain that the head of the central queue joins now; one without room for its tokens counts as full."""
         if self._policy is None:
             return None
-        num_sessions = [
-            route.capacity * (not route.has_room(session)) if route.counts_tokens else route.num_running
-            for route in self._routes
-        ]
+        num_sessions = [route.counted(session) if route.counts_tokens else route.num_running for route in self._routes]
         while (index := self._policy.choose(num_sessions, len(self._queue))) is not None:
             route = self._routes[index]
             if num_sessions[index] >= route.capacity:

@@ -1,4 +1,4 @@
-"""What a rule of dispatch is asked, and ours: join the fastest chain that is free."""
+"""What a rule of dispatch is asked, and ours: join the chain that is free and now the fastest."""
 
 import random
 from collections.abc import Sequence
@@ -7,12 +7,14 @@ from typing import Protocol
 
 from chainserve.errors import RequestError
 from chainserve.planning.rules import PETALS, ROUTED
+from chainserve.planning.sharing import Sharing, Turns
 from chainserve.planning.values import PlannedChain
 from chainserve.protocol.search import Candidate, PlaceSearch
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import Announcement
 from chainserve.types import Chain, PeerId
 from chainserve_client.network import ModelInSwarm, Network
+from chainserve_client.running import RunningSessions
 
 JFFC = "jffc"
 DISPATCHES = (JFFC, *ROUTED, "sed", "jsq", "random")
@@ -54,10 +56,14 @@ class Dispatch(Protocol):
         *,
         servers: Sequence[Announcement],
         plan: SwarmPlan,
+        turn_s: Turns,
         num_tokens: int,
         rng: random.Random,
     ) -> PlaceSearch:
-        """Look for a place on one of these chains, which come with their candidates, the fastest for it first."""
+        """Look for a place on one of these chains, which come with their candidates, the fastest first.
+
+        Their `service_s` is what the request would take alone; a request like it keeps others waiting by `turn_s`.
+        """
 
     def began(self, chain: Chain, *, num_tokens: int) -> None:
         """A session of this client is opened on a chain."""
@@ -67,9 +73,13 @@ class Dispatch(Protocol):
 
 
 class JoinFastestFree:
-    """The rule of this project: see `protocol.search`."""
+    """The rule of this project (see `protocol.search`): the fastest is that beside the sessions that run already."""
 
     name = JFFC
+
+    def __init__(self) -> None:
+        self._running = RunningSessions()
+        self._searches: list[PlaceSearch] = []  # whose requests will run soon, where they ask first most likely
 
     async def prepare(self) -> None:
         """Nothing has to be known."""
@@ -84,19 +94,30 @@ class JoinFastestFree:
         *,
         servers: Sequence[Announcement],
         plan: SwarmPlan,
+        turn_s: Turns,
         num_tokens: int,
         rng: random.Random,
     ) -> PlaceSearch:
-        return PlaceSearch(candidates, epoch=plan.epoch, num_tokens=num_tokens, rng=rng)
+        sharing = Sharing(turn_s)
+        for hops, num_sessions in self._running.counted(plan, servers).items():
+            sharing.add(Chain(hops), num_sessions)
+        self._searches = [search for search in self._searches if search.found is None and not search.has_failed]
+        for search in self._searches:
+            sharing.add(Chain(search.candidates[0].hops))
+        now_s = {
+            candidate.session: planned.service_s + sharing.wait_s(planned.chain)
+            for candidate, planned in zip(candidates, chains, strict=True)
+        }
+        ordered = sorted(candidates, key=lambda candidate: now_s[candidate.session])
+        search = PlaceSearch(ordered, epoch=plan.epoch, num_tokens=num_tokens, rng=rng)
+        self._searches.append(search)
+        return search
 
     def began(self, chain: Chain, *, num_tokens: int) -> None:
-        """Nothing is counted."""
+        self._running.began(chain)
 
     def ended(self, chain: Chain, *, num_tokens: int) -> None:
-        """Nothing was counted."""
-
-
-FASTEST_FREE: Dispatch = JoinFastestFree()
+        self._running.ended(chain)
 
 
 def check_name(name: str) -> None:
@@ -111,7 +132,7 @@ def make_dispatch(name: str, network: Network, model: ModelInSwarm) -> Dispatch:
     """The rule of this name for one client; RequestError as in `check_name`."""
     check_name(name)
     if name == JFFC:
-        return FASTEST_FREE
+        return JoinFastestFree()
     if name in ROUTED:
         from chainserve_client.policies.bprr import BprrDispatch
         from chainserve_client.policies.petals import PetalsDispatch
