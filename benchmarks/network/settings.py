@@ -83,10 +83,10 @@ def named(large: Kind, small: Kind, *, num_large: int = 3, num_small: int = 6) -
 
 TWO_CORES = Setting(
     model="smollm2-135m",
-    servers=named(Kind(memory="625MB", slowdown=3.0), Kind(memory="400MB", slowdown=5.0)),
-    load=Load(num_requests=300, rate=1.0, scale_tokens=0.02, min_output=4, max_input=150, clients=2),
-    slot_tokens=160,
-    petals_cache_tokens=328,
+    servers=named(Kind(memory="604MB", slowdown=5.5), Kind(memory="388MB", slowdown=9.5)),
+    load=Load(num_requests=300, rate=0.95, scale_tokens=0.005, min_output=2, max_input=37, clients=2),
+    slot_tokens=40,
+    petals_cache_tokens=84,
 )
 """Small servers hold about half the model, large ones all of it, with little cache beside."""
 
