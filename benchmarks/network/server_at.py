@@ -3,13 +3,10 @@
 python benchmarks/network/server_at.py --namespace NAME OPTIONS    (options of chainserve-server)
 """
 
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import torch
 
 from chainserve_server.cli import main
 from network.namespaces import enter
@@ -19,8 +16,6 @@ NAMESPACE = "--namespace"
 
 def start(arguments: list[str]) -> int:
     """Enter the namespace and be the server; what it starts is there too."""
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))  # torch was imported before this process was told
     at = arguments.index(NAMESPACE)
     enter(arguments[at + 1])
     return main(arguments[:at] + arguments[at + 2 :])

@@ -84,7 +84,16 @@ def named(large: Kind, small: Kind, *, num_large: int = 3, num_small: int = 6) -
 TWO_CORES = Setting(
     model="smollm2-135m",
     servers=named(Kind(memory="604MB", slowdown=5.5), Kind(memory="388MB", slowdown=9.5)),
-    load=Load(num_requests=300, rate=0.95, scale_tokens=0.005, min_output=2, max_input=37, clients=2),
+    load=Load(
+        num_requests=300,
+        rate=0.95,
+        scale_tokens=0.005,
+        min_output=2,
+        max_input=37,
+        clients=2,
+        output_tokens=2,
+        mean_tokens=(32.0, 2.0),
+    ),
     slot_tokens=40,
     petals_cache_tokens=84,
 )

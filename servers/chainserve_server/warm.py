@@ -71,6 +71,10 @@ def _run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> N
     """The life of the forked process: `-m module` or a file, with arguments."""
     os.environ.clear()
     os.environ.update(environment)
+    if threads := environment.get("OMP_NUM_THREADS"):  # which torch reads when it is imported, and it was before
+        import torch
+
+        torch.set_num_threads(int(threads))
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
