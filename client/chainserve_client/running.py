@@ -28,6 +28,7 @@ class RunningSessions:
 
     def ended(self, chain: Chain) -> None:
         """It is over, or could not be opened."""
+        self._forget()
         self._more.append((self._clock(), chain.hops, self._num_own[chain.hops]))
         self._num_own[chain.hops] -= 1
         if not self._num_own[chain.hops]:
@@ -35,8 +36,7 @@ class RunningSessions:
 
     def counted(self, plan: SwarmPlan, servers: Sequence[Announcement]) -> Mapping[Hops, int]:
         """Sessions by chain: our own, and what is announced beyond the most that were ours of late."""
-        while self._more and self._more[0][0] < self._clock() - LATE_S:
-            self._more.popleft()
+        self._forget()
         most_own = Counter(self._num_own)
         for _, hops, num_own in self._more:
             most_own[hops] = max(most_own[hops], num_own)
@@ -47,3 +47,7 @@ class RunningSessions:
                     hops = plan.chains[use.chain].chain.hops
                     counted[hops] += max(0, use.num_held - most_own[hops])
         return counted
+
+    def _forget(self) -> None:
+        while self._more and self._more[0][0] < self._clock() - LATE_S:
+            self._more.popleft()
