@@ -160,9 +160,11 @@ class Server:
         weights = bytes_of(weight for _, weight in list(self._weights))
         assert weights + coming_bytes <= self.blocks.weight_bytes, (self.in_memory, self.blocks.weight_bytes)
         is_running = self.is_running  # before what it may still hold
+        reserved = cache.reserved  # sessions come and go while a loader's thread looks
         buffers = bytes_of(list(self.buffers))
+        reserved = max(reserved, cache.reserved)
         assert weights + coming_bytes + ACTIVATION_BYTES + buffers <= self.prepared.memory_bytes
-        assert is_running or buffers <= cache.reserved * TOKEN_BYTES  # a forward keeps what is released meanwhile
+        assert is_running or buffers <= reserved * TOKEN_BYTES  # a forward keeps what is released meanwhile
 
     def tick(self) -> None:
         try:
