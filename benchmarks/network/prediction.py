@@ -273,11 +273,7 @@ class _LiveOrder:
             for index, num in enumerate(num_sessions)
             if num < self._capacities[index] and num_waiting >= self._patience[index]
         ]
-
-        def now_s(index: int) -> float:
-            return self._chains[index].service_s + sharing.wait_s(self._chains[index].chain)
-
-        return min(joined, key=now_s, default=None)
+        return min(joined, key=lambda index: sharing.service_s(self._chains[index]), default=None)
 
 
 def _policy(

@@ -6,7 +6,7 @@ the others of its servers waiting, by its turns there (`BlockTimes.turn_s`). Wit
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from chainserve.planning.values import ROUNDING, PlannedChain, ServerProfile, require
 from chainserve.types import Chain, PeerId
@@ -30,9 +30,8 @@ class Sharing:
 
     def add(self, chain: Chain, num_sessions: int = 1) -> None:
         """So many sessions run on this chain: each is at one of its servers at a time."""
-        for hop in chain.hops:
-            turn_s = self._turn_s.get(hop.peer, 0.0) * len(hop.span)
-            self._busy_s[hop.peer] += num_sessions * turn_s / len(chain.hops)
+        for peer, turn_s in self._turns(chain):
+            self._busy_s[peer] += num_sessions * turn_s
 
     def wait_s(self, chain: Chain) -> float:
         """By how many seconds a session on this chain takes longer than alone."""
@@ -40,7 +39,15 @@ class Sharing:
 
     def own_s(self, chain: Chain) -> float:
         """What a session on this chain has added to `wait_s` there."""
-        return math.fsum(self._turn_s.get(hop.peer, 0.0) * len(hop.span) for hop in chain.hops) / len(chain.hops)
+        return math.fsum(turn_s for _, turn_s in self._turns(chain))
+
+    def service_s(self, planned: PlannedChain) -> float:
+        """Seconds of a session on this chain now, if it takes `planned.service_s` alone."""
+        return planned.service_s + self.wait_s(planned.chain)
+
+    def _turns(self, chain: Chain) -> Iterator[tuple[PeerId, float]]:
+        for hop in chain.hops:
+            yield hop.peer, self._turn_s.get(hop.peer, 0.0) * len(hop.span) / len(chain.hops)
 
 
 class _Full:
@@ -87,7 +94,8 @@ def patience_beside(chains: Sequence[PlannedChain], turn_s: Turns, *, arrival_ra
     for index in sorted(range(len(chains)), key=lambda index: chains[index].service_s):
         planned = chains[index]
         if (rate := full.rate) > 0:
-            service_s = planned.service_s + full.sharing.wait_s(planned.chain)
-            queues[index] = (rate - arrival_rate) * (service_s - full.num_places / rate) - ROUNDING
+            queues[index] = (rate - arrival_rate) * (
+                full.sharing.service_s(planned) - full.num_places / rate
+            ) - ROUNDING
         full.add(planned)
     return queues

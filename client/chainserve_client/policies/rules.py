@@ -105,8 +105,7 @@ class JoinFastestFree:
         for search in self._searches:
             sharing.add(Chain(search.candidates[0].hops))
         now_s = {
-            candidate.session: planned.service_s + sharing.wait_s(planned.chain)
-            for candidate, planned in zip(candidates, chains, strict=True)
+            candidate.session: sharing.service_s(planned) for candidate, planned in zip(candidates, chains, strict=True)
         }
         ordered = sorted(candidates, key=lambda candidate: now_s[candidate.session])
         search = PlaceSearch(ordered, epoch=plan.epoch, num_tokens=num_tokens, rng=rng)
