@@ -4,7 +4,7 @@ A session runs over a chain of servers: the client sends to the head, every serv
 back to the client. First the client asks heads for a place: `Admit`, answered by `Admitted`, `Queued` (and `Admitted`
 later) or `Failed`. `Open`, `Activations`, `Reorder`, `Stalled` and `Close` travel down the chain in order of sending;
 `Opened` and outputs go from the tail to the client; `Failed` travels both ways from where the fault was seen, `Leaving`
-up to the client. `Ask` and `Answer` belong to no session.
+and the answer to `Stalled` up to the client. `Ask` and `Answer` belong to no session.
 
 In activation mode the client sends hidden states and gets hidden states. In token mode `Open` says how to sample and
 takes the prompt to the head. From then on the tail chooses tokens and tells the client and the head, `Sampled`, and
@@ -227,9 +227,11 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Stalled:
-    """The outputs of the step with this sequence number are late: whoever has it still says `Failed`.
+    """The outputs of the step with this sequence number are late: who has it?
 
-    In token mode the head puts in the number of its last step, which the client does not know.
+    Down the chain it comes to the server that has the step still. That sends it back up to the client if the step has
+    to wait for others that are run, and says `Failed` if nothing is. In token mode the head puts in the number of its
+    last step, which the client does not know.
     """
 
     session: SessionId

@@ -5,16 +5,16 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from chainserve.errors import ProtocolError, SessionLostError, SessionRefusedError
-from chainserve.protocol.messages import Choice, Close, Failed, FailureCode, Leaving, Message
+from chainserve.protocol.messages import Choice, Close, Failed, FailureCode, Leaving, Message, Stalled
 from chainserve.protocol.session import ClientSession, Output, Phase
 from chainserve.types import Chain, PeerId
 
 OPEN_TIMEOUT_PER_HOP_S = 10.0
 """Longer than a server tries to reach the next, so that who is named is the one that could not be reached."""
 STEP_TIMEOUT_S = 600.0
-"""For a step on servers of which nothing is known. Lost ones are noticed by their neighbours within seconds."""
+"""For a step at most, whatever is known of the servers. Lost ones are noticed by their neighbours within seconds."""
 SLACK_S, SLACK = 5.0, 10.0
-"""A step is late this long after this many times what was predicted: others' prompts may be in its way."""
+"""A step is late this long after this many times what was predicted: whoever has it is asked whether it goes on."""
 BLAME_S = 10.0
 """So long the servers have to say who holds up a step: longer than it takes to find one of them silent."""
 
@@ -80,28 +80,35 @@ class ChainSession:
         In token mode the step ends with the last token, and each token after the first is expected as soon as a step of
         one token takes. SessionLostError if the chain broke.
         """
+        since_s = time.monotonic()
         while self.state.phase is Phase.STEPPING:
-            for output in await self._next_outputs(num_tokens):
+            for output in await self._next_outputs(num_tokens, since_s=since_s):
                 yield output
-                num_tokens = 1
+                num_tokens, since_s = 1, time.monotonic()
         self._raise_if_lost()
 
-    async def _next_outputs(self, num_tokens: int) -> list[Output | Choice]:
-        """The next outputs; none if the session is over."""
-        timeout_s = STEP_TIMEOUT_S
+    async def _next_outputs(self, num_tokens: int, *, since_s: float) -> list[Output | Choice]:
+        """The next outputs; none if the session is over, or they are late but under way."""
+        left_s = timeout_s = since_s + STEP_TIMEOUT_S - time.monotonic()
         if self._predict is not None:
             timeout_s = min(timeout_s, SLACK_S + SLACK * self._predict(num_tokens))
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._receive()
         except TimeoutError:
-            return await self._find_the_late(f"no output within {timeout_s:.1f} s")
+            return await self._find_the_late(is_patient=timeout_s < left_s)
 
-    async def _receive(self) -> list[Output | Choice]:
+    async def _receive(self, *, is_asking: bool = False) -> list[Output | Choice]:
+        """What comes next; with `is_asking` nothing, if the answer is that the step has to wait for others."""
         outputs: list[Output | Choice] = []
         while self.state.phase is Phase.STEPPING and not outputs:
+            message = await self._inbox.get()
+            if isinstance(message, Stalled):
+                if is_asking:
+                    break
+                continue  # the outputs were quicker
             try:
-                outputs += self.state.receive(await self._inbox.get())
+                outputs += self.state.receive(message)
             except ProtocolError as error:
                 self.state.receive(Failed(self.state.id, self.chain.tail, FailureCode.BAD_MESSAGE, str(error)))
                 await self._send(Close(self.state.id))
@@ -115,13 +122,17 @@ class ChainSession:
             self.deliver(message)  # wakes a step that still waits
             await self._send(message)
 
-    async def _find_the_late(self, detail: str) -> list[Output | Choice]:
-        """Ask the chain who holds up the step, which ends the session; if nobody says, it is the head's fault."""
+    async def _find_the_late(self, *, is_patient: bool) -> list[Output | Choice]:
+        """Ask the chain who holds up the step; if nobody says, it is the head's fault.
+
+        The session ends unless the outputs come, or, where that `is_patient`, the step has to wait for others.
+        """
         await self._send(self.state.stalled())
         try:
             async with asyncio.timeout(BLAME_S):
-                return await self._receive()
+                return await self._receive(is_asking=is_patient)
         except TimeoutError:
+            detail = "no output in time"
             self.state.receive(Failed(self.state.id, self.chain.head, FailureCode.STALLED, detail))
             await self._send(Close(self.state.id))
             return []

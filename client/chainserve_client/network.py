@@ -20,6 +20,7 @@ from chainserve.protocol.messages import (
     Opened,
     Queued,
     Sampled,
+    Stalled,
 )
 from chainserve.protocol.sampling import Sampling
 from chainserve.protocol.search import Candidate
@@ -45,7 +46,7 @@ LOOK_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 """After which a server that was lost is looked for, again and again."""
 
 PlaceAnswer = Admitted | Queued | Failed
-SessionMessage = Activations | Sampled | Opened | Failed | Leaving
+SessionMessage = Activations | Sampled | Opened | Failed | Leaving | Stalled
 """What servers say to a session."""
 
 

@@ -67,6 +67,8 @@ class Engine:
     ) -> None:
         self.cache = cache
         self.runner = runner
+        self.num_begun = 0
+        """Iterations so far, the one under way included."""
         self._max_batch_tokens = max_batch_tokens
         self._emit = emit
         self._fail = fail
@@ -118,6 +120,7 @@ class Engine:
                     await self._wake.wait()
                     continue
                 began_s = time.monotonic()
+                self.num_begun += 1
                 try:
                     outcome = await loop.run_in_executor(self._thread, self._run_batch, batch)
                 except RuntimeError as error:  # torch's own errors, out of memory among them

@@ -47,6 +47,7 @@ class ServerSession:
     active_s: float  # when its last message came
     next_sequence: int = 0  # of its next step or reordering
     num_done: int = 0  # steps whose outputs have gone on
+    num_begun: int = 0  # iterations of the engine when its last step came, or was asked for
     num_in: int = 0  # tokens of the first lane before its first output; counted at the head
     num_out: int = 0
     certain: int | None = None  # the last position of the first lane that is known to stay; None: in the prompt
@@ -198,6 +199,7 @@ class Steps:
         """Queue a step, behind keeping the pages that are certain with it."""
         if step.lane == 0 and step.num_outputs:
             self._count_answer(session, step)
+        session.num_begun = self._engine.num_begun
         if session.pages is not None and (pages := session.pages.take(step)):
             self._engine.add(Keeping(step.session, pages))
         work = Work(
@@ -286,14 +288,22 @@ class Steps:
         self._engine.add(Reordering(message, None if session.is_tail else session.next))
 
     def _handle_stalled(self, peer: PeerId, message: Stalled) -> None:
+        """Answer who asks for a late step, or pass on the question, or the answer of a server behind us."""
         session = self._open.get(message.session)
+        if session is not None and session.next == peer and not session.is_tail:
+            self._post(session.previous, message)
+            return
         if session is None or session.previous != peer:
             self._stray(peer, message)
             return
         if session.tokens is not None:
             message = replace(message, sequence=session.tokens.last_sequence)
-        if session.num_done > message.sequence and not session.is_tail:
+        is_done = session.num_done > message.sequence
+        if is_done and not session.is_tail:
             self._post(session.next, message)
+        elif not is_done and self._engine.num_begun > session.num_begun:
+            session.num_begun = self._engine.num_begun
+            self._post(session.previous, message)
         else:
-            done = "not done" if session.num_done <= message.sequence else "done, but its outputs did not arrive"
+            done = "done, but its outputs did not arrive" if is_done else "not done"
             self._fail(message.session, FailureCode.STALLED, f"step {message.sequence} is late and {done}")

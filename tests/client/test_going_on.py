@@ -7,7 +7,7 @@ import torch
 from served_in_memory import HIDDEN, MODEL, MemorySwarmOfServers, served, until, whole_model
 
 from chainserve.errors import NoPlaceError, PromptTooLongError, SessionLostError
-from chainserve.protocol.messages import Activations, Admit, Admitted, FailureCode, Queued
+from chainserve.protocol.messages import Activations, Admit, Admitted, FailureCode, Queued, Stalled
 from chainserve.types import Span
 from chainserve_client import chain_session, opening
 from chainserve_client.lifeline import MAX_RECOVERIES
@@ -184,6 +184,47 @@ async def test_a_server_that_does_not_run_its_steps_is_found(monkeypatch: pytest
         await driver.step(1)
         [recovery] = driver.session.recoveries
         assert (recovery.peer, recovery.reason) == (swarm.servers["b"].peer, "step 1 is late and not done (stalled)")
+        assert driver.session.chain == swarm.chain("c", "d")
+
+
+async def test_a_server_that_runs_others_first_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_session, "SLACK_S", 0.1)
+    monkeypatch.setattr(chain_session, "SLACK", 0.0)
+    async with served(PAIRS) as swarm:
+        swarm.plan(("ab", 1, 1.0), ("cd", 1, 2.0))
+        driver = await driven(await swarm.client())
+        await driver.step(2)
+        busy, waiting = swarm.servers["b"], []
+        run = busy.engine.add
+        monkeypatch.setattr(busy.engine, "add", waiting.append)
+        step = asyncio.create_task(driver.step(1))
+        for num_asked in range(1, 4):
+            await until(lambda: waiting)
+            busy.engine.num_begun += 1
+            await until(lambda: sum(isinstance(m, Stalled) for m in busy.received) >= num_asked)  # noqa: B023
+        for item in waiting:
+            run(item)
+        await step
+        assert driver.session.chain == swarm.chain("a", "b")
+        assert driver.session.line.num_recoveries == 0
+
+
+async def test_a_step_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_session, "SLACK_S", 0.1)
+    monkeypatch.setattr(chain_session, "SLACK", 0.0)
+    monkeypatch.setattr(chain_session, "STEP_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(chain_session, "BLAME_S", 0.1)
+    async with served(PAIRS) as swarm:
+        swarm.plan(("ab", 1, 1.0), ("cd", 1, 2.0))
+        driver = await driven(await swarm.client())
+        await driver.step(2)
+        busy = swarm.servers["b"]
+        busy.engine.is_held = True
+        step = asyncio.create_task(driver.step(1))
+        while not step.done():
+            busy.engine.num_begun += 1
+            await asyncio.sleep(0.01)
+        assert [recovery.reason for recovery in driver.session.recoveries] == ["no output in time (stalled)"]
         assert driver.session.chain == swarm.chain("c", "d")
 
 

@@ -36,12 +36,12 @@ class Server:
         self.on_sent: Callable[[], None] = lambda: None
         self.served: list[tuple[int, int]] = []
         self.cache = KVCache(SPANS[me], budget_tokens=100)
-        engine = SimpleNamespace(cache=self.cache, add=self.queued.append, release=self.cache.release)
+        self.engine = SimpleNamespace(cache=self.cache, add=self.queued.append, release=self.cache.release, num_begun=0)
         self.sessions = Sessions(
             me,
             model="m",
             hidden_size=HIDDEN,
-            engine=cast(Any, engine),
+            engine=cast(Any, self.engine),
             post=self._post,
             on_change=self._changed,
             on_request=self._asked,

@@ -179,6 +179,25 @@ def test_who_holds_up_a_step_says_so() -> None:
     assert failure(tail) is FailureCode.STALLED  # done, and lost on the way
 
 
+def test_a_step_that_waits_for_others_is_not_held_up() -> None:
+    middle = opened(B)
+    middle.sessions.handle(A, activations())
+    middle.engine.num_begun += 1
+    middle.sessions.handle(A, Stalled(ID, 0))
+    assert middle.take_sent() == [(A, Stalled(ID, 0))]
+    middle.sessions.handle(A, Stalled(ID, 0))  # nothing was run since
+    assert failure(middle) is FailureCode.STALLED
+
+
+def test_that_a_step_waits_for_others_travels_up_to_the_client() -> None:
+    middle = opened(B)
+    middle.sessions.handle(C, Stalled(ID, 0))
+    assert middle.take_sent() == [(A, Stalled(ID, 0))]
+    tail = opened(C)
+    tail.sessions.handle(CLIENT, Stalled(ID, 0))
+    assert (tail.take_sent(), len(tail.sessions)) == ([], 1)
+
+
 def test_that_a_server_leaves_travels_up_to_the_client() -> None:
     tail, middle = opened(C), opened(B)
     tail.sessions.leave(tail.sessions.outside(None))
