@@ -83,10 +83,10 @@ def named(large: Kind, small: Kind, *, num_large: int = 3, num_small: int = 6) -
 
 TWO_CORES = Setting(
     model="smollm2-135m",
-    servers=named(Kind(memory="604MB", slowdown=5.5), Kind(memory="388MB", slowdown=9.5)),
+    servers=named(Kind(memory="604MB", slowdown=9.0), Kind(memory="388MB", slowdown=15.5)),
     load=Load(
         num_requests=300,
-        rate=0.95,
+        rate=1.0,
         scale_tokens=0.005,
         min_output=2,
         max_input=37,
