@@ -22,6 +22,7 @@ from chainserve.protocol.fields import (
     Limits,
     array_of,
     choice_of,
+    flag,
     hashes_of,
     hops_of,
     ids_of,
@@ -62,7 +63,7 @@ from chainserve.protocol.messages import (
 from chainserve.protocol.sampling import MAX_BIASED
 from chainserve.types import Hop, PeerId
 
-VERSION = 5
+VERSION = 6
 DETAIL_CHARS = 1000
 """What went wrong is cut to this length: a long description must not keep a failure from arriving."""
 
@@ -103,8 +104,8 @@ def encode(message: Frame) -> bytes:
             kind, fields = _ACTIVATIONS, (dtype, hidden, packed)
         case Beat(sent_us, echo_us, held_us):
             kind, fields = _BEAT, (sent_us, echo_us, held_us)
-        case Admit(session, hops, epoch, num_tokens):
-            kind, fields = _ADMIT, (session, _packed(hops), epoch, num_tokens)
+        case Admit(session, hops, epoch, num_tokens, has_begun):
+            kind, fields = _ADMIT, (session, _packed(hops), epoch, num_tokens, has_begun)
         case Admitted(session, lease_ms):
             kind, fields = _ADMITTED, (session, lease_ms)
         case Queued(session, position, wait_ms):
@@ -217,12 +218,13 @@ def _sessions_named_in(fields: tuple[object, ...]) -> tuple[bytes, ...]:
 
 
 def _parse_admit(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Admit:
-    session, hops, epoch, num_tokens = take(4, fields, payload)
+    session, hops, epoch, num_tokens, has_begun = take(5, fields, payload)
     return Admit(
         session=session_of(session),
         hops=hops_of(hops, limits),
         epoch=integer(epoch, "epoch", low=0, high=limits.max_epoch),
         num_tokens=integer(num_tokens, "num_tokens", low=1, high=limits.max_position * limits.max_lanes),
+        has_begun=flag(has_begun, "has_begun"),
     )
 
 

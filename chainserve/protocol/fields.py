@@ -76,6 +76,12 @@ def integer(value: object, what: str, *, low: int, high: int) -> int:
     return value
 
 
+def flag(value: object, what: str) -> bool:
+    if type(value) is not bool:
+        raise FrameError(f"{what} is {reprlib.repr(value)}, want a truth value", reason="field")
+    return value
+
+
 def name_of(value: object, what: str, limits: Limits) -> str:
     if type(value) is not str or not 1 <= len(value) <= limits.max_name_chars or not value.isprintable():
         raise FrameError(f"{what} is {reprlib.repr(value)}, want a short name", reason="field")
@@ -160,15 +166,13 @@ def sampling_of(value: object, limits: Limits) -> Sampling:
 
 def choice_of(value: object, limits: Limits) -> Choice:
     session, start, ids, is_last, logprobs, spent = take(6, array_of(value, "choice", 6))
-    if type(is_last) is not bool:
-        raise FrameError(f"is_last is {reprlib.repr(is_last)}, want a truth value", reason="field")
     tokens = tuple(token_of(token, limits) for token in array_of(ids, "ids", limits.max_choices))
     known = list_of(logprobs, "logprobs", limits.max_choices)
     if known and len(known) != len(tokens):
         raise FrameError(f"{len(known)} log-probabilities of {len(tokens)} tokens", reason="field")
     position = integer(start, "start", low=0, high=limits.max_position)
     scored = tuple(logprobs_of(each, limits) for each in known)
-    return Choice(session_of(session), position, tokens, is_last, scored, spent_of(spent, limits))
+    return Choice(session_of(session), position, tokens, flag(is_last, "is_last"), scored, spent_of(spent, limits))
 
 
 def spent_of(value: object, limits: Limits) -> tuple[Spent, ...]:

@@ -46,13 +46,14 @@ class Admit:
     """Ask the head of a chain for a place: cache for `num_tokens` tokens, for the session to be opened there.
 
     `hops` names the chain as the plan of `epoch` has it. To ask again changes nothing and is answered as things are
-    then; `Close` withdraws.
+    then; `Close` withdraws. Who had begun, and lost its chain, comes before those that have not.
     """
 
     session: SessionId
     hops: tuple[Hop, ...]
     epoch: int
     num_tokens: int
+    has_begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)

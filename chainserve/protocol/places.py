@@ -2,8 +2,9 @@
 
     admit -> waiting -> offered (as soon as there is room) -> taken (opened) -> free again, and offered to the next
 
-Room is counted in tokens of cache. Whoever waits for a chain is served in order of arrival; an offer that is not taken
-up within its lease passes on. The methods return what to send to which client.
+Room is counted in tokens of cache. Whoever waits for a chain is served in order of arrival, those first whose answers
+had begun elsewhere; an offer that is not taken up within its lease passes on. The methods return what to send to which
+client.
 """
 
 from collections import Counter
@@ -77,6 +78,7 @@ class _Place:
     chain: "_Chain"
     num_tokens: int
     asked_s: float
+    has_begun: bool = False
     stage: Stage = Stage.WAITING
     since_s: float = 0.0  # offered or taken
 
@@ -87,7 +89,13 @@ class _Chain:
     held_s: float  # for which sessions hold their places
     num_ended: int = 0
     used_tokens: int = 0
-    waiting: dict[SessionId, _Place] = field(default_factory=dict)  # in order of arrival
+    waiting: dict[SessionId, _Place] = field(default_factory=dict)  # in the order of service
+
+    def queue(self, place: _Place) -> None:
+        """Let it wait, behind those that arrived before it; those that had begun come first."""
+        self.waiting[place.session] = place
+        if place.has_begun:
+            self.waiting = {each.session: each for each in _in_order(self.waiting.values())}
 
 
 class Places:
@@ -151,7 +159,7 @@ class Places:
         return answers + self._serve(now_s)
 
     def admit(self, client: PeerId, message: Admit, *, now_s: float) -> list[Answer]:
-        """Give a place, or put the session at the end of the queue, or refuse."""
+        """Give a place, or put the session into the queue, or refuse."""
 
         def refuse(code: FailureCode, detail: str, *, peer: PeerId = self._me) -> list[Answer]:
             return [(client, Failed(message.session, peer, code, detail))]
@@ -171,8 +179,9 @@ class Places:
             return refuse(FailureCode.TOO_LONG, _too_long(message.num_tokens, chain.facts))
         if (lost := self._lost_on(chain, now_s)) is not None:
             return refuse(FailureCode.PEER_LOST, "lost a moment ago", peer=lost)
-        place = _Place(message.session, client, chain, message.num_tokens, asked_s=now_s)
-        self._places[place.session] = chain.waiting[place.session] = place
+        place = _Place(message.session, client, chain, message.num_tokens, asked_s=now_s, has_begun=message.has_begun)
+        self._places[place.session] = place
+        chain.queue(place)
         self._num_waiting[client] += 1
         answers = self._serve(now_s)
         if place.stage is Stage.OFFERED:
@@ -255,7 +264,7 @@ class Places:
             used_tokens = sum(place.num_tokens for place in own if place.stage is not Stage.WAITING)
             assert used_tokens == chain.used_tokens, "places do not add up"
             waiting = [place for place in own if place.stage is Stage.WAITING]
-            assert waiting == list(chain.waiting.values()), "the queue is not in order"
+            assert _in_order(waiting) == list(chain.waiting.values()), "the queue is not in order"
             assert not waiting or chain is self._chains.get(chain.facts.hops), "waits for a chain that is no more"
         for counts, stages in (self._num_waiting, {Stage.WAITING}), (self._num_held, {Stage.OFFERED, Stage.TAKEN}):
             assert counts == Counter(p.client for p in self._places.values() if p.stage in stages), "clients' counts"
@@ -324,6 +333,11 @@ class Places:
                 break
             num_tokens += other.num_tokens
         return place.chain.held_s * num_tokens / place.chain.facts.capacity_tokens
+
+
+def _in_order(waiting: Iterable[_Place]) -> list[_Place]:
+    """Places in order of arrival in order of service."""
+    return sorted(waiting, key=lambda place: not place.has_begun)
 
 
 def _next_wait_s(chain: _Chain, num_held: int) -> float:

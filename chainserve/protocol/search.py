@@ -73,6 +73,8 @@ class PlaceSearch:
         self.failures: dict[SessionId, Failed] = {}
         self.found: Candidate | None = None
         """Where the session may be opened."""
+        self.has_begun = False
+        """Whether the request had a place before, on a chain that it lost: it does not wait behind others again."""
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -171,7 +173,8 @@ class PlaceSearch:
         return [self._asking(candidate) for candidate in asked]
 
     def _asking(self, candidate: Candidate) -> Sending:
-        return candidate.head, Admit(candidate.session, candidate.hops, self._epoch, self._num_tokens)
+        session, hops = candidate.session, candidate.hops
+        return candidate.head, Admit(session, hops, self._epoch, self._num_tokens, self.has_begun)
 
     def _withdraw(self, sessions: Sequence[SessionId]) -> list[Sending]:
         for session in sessions:

@@ -253,6 +253,7 @@ class Opening:
             num_tokens=self._request.num_tokens,
             rng=self._rng,
         )
+        search.has_begun = self._had_place
         with self._network.answers_about(search.candidates) as answers:
             try:
                 self._post(search.begin())

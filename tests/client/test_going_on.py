@@ -228,6 +228,27 @@ async def test_a_step_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPa
         assert driver.session.chain == swarm.chain("c", "d")
 
 
+async def test_an_answer_that_lost_its_chain_waits_before_those_that_have_not_begun() -> None:
+    async with served(PAIRS) as swarm:
+        swarm.plan(("ab", 1, 1.0), ("cd", 1, 2.0))
+        network = await swarm.client()
+        whole = request(max_tokens=2048)
+        driver = Driver(await session_of(network, whole))
+        await driver.step(2)
+        other = await session_of(network, whole)
+        places = swarm.servers["c"].sessions.places
+        late = asyncio.create_task(session_of(network, whole))
+        await until(lambda: places.num_waiting == 1)
+        await swarm.servers["a"].die()
+        step = asyncio.create_task(driver.step(1))
+        await until(lambda: places.num_waiting == 2)
+        await other.close()
+        await step
+        assert not late.done()
+        await driver.session.close()
+        await (await late).close()
+
+
 async def test_requests_take_the_fastest_chain_and_then_wait_their_turn() -> None:
     async with served(PAIRS) as swarm:
         swarm.plan(("cd", 1, 1.0), ("ab", 1, 2.0))

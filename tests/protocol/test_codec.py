@@ -80,6 +80,7 @@ ACTIVATIONS = Activations(
 )
 MESSAGES: list[Frame] = [
     ADMIT,
+    replace(ADMIT, has_begun=True),
     Admitted(SESSION, 5000),
     Queued(SESSION, 3, 12_000),
     Stalled(SESSION, 17),
@@ -183,7 +184,7 @@ messages = st.one_of(
     st.lists(choices(), min_size=1, max_size=3).map(lambda made: Sampled(tuple(made))),
     sessions.map(Close),
     st.builds(Reorder, sessions, lanes, sequences),
-    st.builds(Admit, sessions, chains(), st.integers(0, LIMITS.max_epoch), counts),
+    st.builds(Admit, sessions, chains(), st.integers(0, LIMITS.max_epoch), counts, st.booleans()),
     st.builds(Admitted, sessions, waits),
     st.builds(Queued, sessions, counts, waits),
     st.builds(Stalled, sessions, sequences),
@@ -437,6 +438,7 @@ def test_a_step_that_makes_no_sense_is_refused_with_all_sessions_of_its_frame(fi
         (ADMIT, 1, []),
         (ADMIT, 1, [["A", 1, 3]]),
         (ADMIT, 1, [["A", 0, 3], ["B", 4, 5]]),
+        (ADMIT, 4, 1),
         (ADMIT, 2, -1),
         (ADMIT, 2, 2**53 + 1),
         (ADMIT, 3, 0),

@@ -113,6 +113,18 @@ def test_who_comes_first_is_served_first() -> None:
     assert end(places, BOB, "b1") == [("cem", "c", "admitted")]
 
 
+def test_whose_answer_had_begun_elsewhere_comes_before_those_that_have_not() -> None:
+    places = full(waiting=["b1", "b2"])
+    for position, name in enumerate(("c1", "c2")):
+        admit = Admit(id_of(name), PAIR, 1, 10, has_begun=True)
+        assert said(places.admit(CEM, admit, now_s=0.0)) == [("cem", name, f"queued {position}")]
+        places.check()
+    assert ask(places, BOB, "b3") == [("bob", "b3", "queued 4")]
+    for ended, client, name in (("a1", "cem", "c1"), ("a2", "cem", "c2"), ("c1", "bob", "b1"), ("c2", "bob", "b2")):
+        owner = ANN if ended.startswith("a") else CEM
+        assert end(places, owner, ended) == [(client, name, "admitted")]
+
+
 def test_a_short_request_does_not_overtake_a_long_one() -> None:
     places = places_on(chain(tokens=20))
     ask(places, ANN, "a", tokens=15)
