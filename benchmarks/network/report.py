@@ -153,10 +153,11 @@ def heading(about: Mapping[str, Any]) -> str:
     )
     made_up = [f"{what} {source}" for what, source in about["sources"].items() if source.startswith("made up")]
     num_in, num_out = about["mean_tokens"]
+    rate = " each" if about["benchmark"] == "network: loads" else f", {about['rate']:g} per second"
     facts = [
         f"`{about['command']}`, {about['date']}, commit {about['commit']}: {about['model']}",
         f"{about['servers']} servers ({kinds})",
-        f"{about['num_requests']} requests, {about['rate']:g} per second, {num_in:.0f} tokens in and {num_out:.1f} out",
+        f"{about['num_requests']} requests{rate}, {num_in:.0f} tokens in and {num_out:.1f} out",
         f"{about['hardware']}; {about['software']}",
         *made_up,
     ]
