@@ -132,8 +132,7 @@ class ChainSession:
             async with asyncio.timeout(BLAME_S):
                 return await self._receive(is_asking=is_patient)
         except TimeoutError:
-            detail = "no output in time"
-            self.state.receive(Failed(self.state.id, self.chain.head, FailureCode.STALLED, detail))
+            self.state.receive(Failed(self.state.id, self.chain.head, FailureCode.STALLED, "no output in time"))
             await self._send(Close(self.state.id))
             return []
 

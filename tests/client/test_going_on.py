@@ -1,10 +1,11 @@
 """Sessions that go on elsewhere: the same outputs, whoever is lost, and named errors where nobody takes over."""
 
 import asyncio
+import itertools
 
 import pytest
 import torch
-from served_in_memory import HIDDEN, MODEL, MemorySwarmOfServers, served, until, whole_model
+from served_in_memory import HIDDEN, MODEL, HeldEngine, MemorySwarmOfServers, served, until, whole_model
 
 from chainserve.errors import NoPlaceError, PromptTooLongError, SessionLostError
 from chainserve.protocol.messages import Activations, Admit, Admitted, FailureCode, Queued, Stalled
@@ -173,9 +174,15 @@ async def test_chains_are_not_worn_out_without_end(monkeypatch: pytest.MonkeyPat
         await until(lambda: not any(len(made.sessions) for made in swarm.servers.values()))
 
 
-async def test_a_server_that_does_not_run_its_steps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that find a step late after a tenth of a second."""
     monkeypatch.setattr(chain_session, "SLACK_S", 0.1)
     monkeypatch.setattr(chain_session, "SLACK", 0.0)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_server_that_does_not_run_its_steps_is_found() -> None:
     async with served(PAIRS) as swarm:
         swarm.plan(("ab", 1, 1.0), ("cd", 1, 2.0))
         driver = await driven(await swarm.client())
@@ -187,9 +194,8 @@ async def test_a_server_that_does_not_run_its_steps_is_found(monkeypatch: pytest
         assert driver.session.chain == swarm.chain("c", "d")
 
 
+@pytest.mark.usefixtures("hasty")
 async def test_a_server_that_runs_others_first_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain_session, "SLACK_S", 0.1)
-    monkeypatch.setattr(chain_session, "SLACK", 0.0)
     async with served(PAIRS) as swarm:
         swarm.plan(("ab", 1, 1.0), ("cd", 1, 2.0))
         driver = await driven(await swarm.client())
@@ -209,21 +215,20 @@ async def test_a_server_that_runs_others_first_is_waited_for(monkeypatch: pytest
         assert driver.session.line.num_recoveries == 0
 
 
+@pytest.mark.usefixtures("hasty")
 async def test_a_step_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain_session, "SLACK_S", 0.1)
-    monkeypatch.setattr(chain_session, "SLACK", 0.0)
     monkeypatch.setattr(chain_session, "STEP_TIMEOUT_S", 0.5)
     monkeypatch.setattr(chain_session, "BLAME_S", 0.1)
     async with served(PAIRS) as swarm:
         swarm.plan(("ab", 1, 1.0), ("cd", 1, 2.0))
         driver = await driven(await swarm.client())
         await driver.step(2)
-        busy = swarm.servers["b"]
-        busy.engine.is_held = True
-        step = asyncio.create_task(driver.step(1))
-        while not step.done():
-            busy.engine.num_begun += 1
-            await asyncio.sleep(0.01)
+        swarm.servers["b"].engine.is_held = True
+        begun = itertools.count()  # whoever looks at an engine finds that it has begun something more
+        monkeypatch.setattr(
+            HeldEngine, "num_begun", property(lambda _: next(begun), lambda _, _to: None), raising=False
+        )
+        await driver.step(1)
         assert [recovery.reason for recovery in driver.session.recoveries] == ["no output in time (stalled)"]
         assert driver.session.chain == swarm.chain("c", "d")
 
