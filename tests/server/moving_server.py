@@ -122,6 +122,7 @@ class Server:
         self.gate.set()
         self.broken: list[AssertionError] = []
         self.is_running = False
+        self._loop = asyncio.get_running_loop()
         run_batch = self.engine._run_batch
 
         def watched(batch: Batch) -> Outcome:
@@ -152,7 +153,10 @@ class Server:
         return {end for end, weight in self._weights if isinstance(end, End) and weight() is not None}
 
     def check(self, *, coming_bytes: int = 0) -> None:
-        """The rule that no move may break; so many bytes of weights are about to be read."""
+        """The rule that no move may break; so many bytes of weights are about to be read.
+
+        In the event loop, where sessions come and go, so that none does while this looks.
+        """
         cache = self.engine.cache
         promised = max(cache.budget_tokens * len(cache.span or ()), cache.reserved)
         used_bytes = self.blocks.weight_bytes + ACTIVATION_BYTES + promised * TOKEN_BYTES
@@ -160,11 +164,15 @@ class Server:
         weights = bytes_of(weight for _, weight in list(self._weights))
         assert weights + coming_bytes <= self.blocks.weight_bytes, (self.in_memory, self.blocks.weight_bytes)
         is_running = self.is_running  # before what it may still hold
-        reserved = cache.reserved  # sessions come and go while a loader's thread looks
         buffers = bytes_of(list(self.buffers))
-        reserved = max(reserved, cache.reserved)
         assert weights + coming_bytes + ACTIVATION_BYTES + buffers <= self.prepared.memory_bytes
-        assert is_running or buffers <= reserved * TOKEN_BYTES  # a forward keeps what is released meanwhile
+        assert is_running or buffers <= cache.reserved * TOKEN_BYTES  # a forward keeps what is released meanwhile
+
+    def check_from_loader(self, *, coming_bytes: int = 0) -> None:
+        async def check() -> None:
+            self.check(coming_bytes=coming_bytes)
+
+        asyncio.run_coroutine_threadsafe(check(), self._loop).result(20)
 
     def tick(self) -> None:
         try:
@@ -183,9 +191,9 @@ class Server:
         if ends:
             assert not new, "ends are loaded apart"
             num_missing = sum(weight.numel() for weight in skeleton.parameters() if weight.is_meta)
-            self.check(coming_bytes=4 * num_missing)
+            self.check_from_loader(coming_bytes=4 * num_missing)
         if new:
-            self.check(coming_bytes=len(new) * BLOCK_BYTES)
+            self.check_from_loader(coming_bytes=len(new) * BLOCK_BYTES)
             self.beside.append(self.in_memory)
             self.is_loading = True
             assert self.gate.wait(20)
@@ -193,7 +201,7 @@ class Server:
         for block, module in new.items():
             self._weights += [(block, weakref.ref(weight)) for weight in module.parameters()]
         self._weights += [(end, weakref.ref(weight)) for end in ends for weight in skeleton.parameters()]
-        self.check()
+        self.check_from_loader()
         self.read += new
         self.read_ends += ends
         self.is_loading = False
