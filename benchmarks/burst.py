@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import uvloop
-from circumstances import PROJECT, circumstances, keep
+from circumstances import PROJECT, circumstances, keep, measured_now
 
 from chainserve.planning.dispatch import JoinFastestFree
 from chainserve.planning.values import PlannedChain
@@ -168,7 +168,8 @@ def main() -> None:
     if options.client is not None:
         uvloop.run(run_client(options))
         return
-    figures = uvloop.run(measure(options))
+    with measured_now():
+        figures = uvloop.run(measure(options))
     about = circumstances("burst", "torch", model=f"{MODEL}, float32", seed=SEED, clients=options.clients)
     keep(options.output, about, figures)
     print(json.dumps({name: figure for name, figure in figures.items() if name != "rows"}, indent=2))

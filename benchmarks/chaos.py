@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import uvloop
-from circumstances import PROJECT, circumstances, keep
+from circumstances import PROJECT, circumstances, keep, measured_now
 from transformers import AutoModelForCausalLM
 
 from chainserve.errors import ChainserveError
@@ -266,7 +266,8 @@ def main() -> None:
     parser.add_argument("--gap", type=float, default=4.0, help="mean seconds between faults")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "chaos.json")
     options = parser.parse_args()
-    figures = uvloop.run(measure(options))
+    with measured_now():
+        figures = uvloop.run(measure(options))
     about = circumstances("chaos", "torch", model=f"{MODEL}, float32", seed=SEED, workers=options.workers)
     keep(options.output, about, figures)
     print(json.dumps({name: figure for name, figure in figures.items() if name != "answers"}, indent=2))

@@ -6,6 +6,9 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +37,16 @@ def circumstances(benchmark: str, *packages: str, **facts: Any) -> dict[str, Any
 
 def keep(path: Path, about: dict[str, Any], figures: Any) -> dict[str, Any]:
     """Write circumstances and figures as JSON; both as one report. ValueError for figures that are not finite."""
-    report = {"circumstances": about, "figures": figures}
+    text = json.dumps({"circumstances": about, "figures": figures}, indent=2, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    path.write_text(text + "\n")
+    report: dict[str, Any] = json.loads(text)
     return report
+
+
+@contextmanager
+def measured_now() -> Iterator[None]:
+    """Let servers that are started meanwhile measure the device again: it may have been busy when it was measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        yield

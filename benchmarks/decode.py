@@ -24,7 +24,7 @@ free_idle_cores()  # in this process too: it is the client of every chain
 import tables
 import torch
 import uvloop
-from circumstances import PROJECT, circumstances, keep
+from circumstances import PROJECT, circumstances, keep, measured_now
 from transformers import AutoModelForCausalLM
 
 from chainserve.models.cache import KVCache
@@ -210,7 +210,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="new tokens per stream")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "decode.json")
     options = parser.parse_args()
-    figures = uvloop.run(measure(options))
+    with measured_now():
+        figures = uvloop.run(measure(options))
     about = circumstances(
         "decode",
         "torch",

@@ -24,7 +24,7 @@ free_idle_cores()
 import tables
 import torch
 import uvloop
-from circumstances import PROJECT, circumstances, keep
+from circumstances import PROJECT, circumstances, keep, measured_now
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -96,7 +96,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="per stream")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "hop.json")
     options = parser.parse_args()
-    figures = uvloop.run(measure(options))
+    with measured_now():
+        figures = uvloop.run(measure(options))
     about = circumstances(
         "hop", "torch", bytes_per_token=4 * HIDDEN, rounds=options.rounds, tokens=options.tokens, prompt=len(PROMPT)
     )

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 import uvloop
-from circumstances import circumstances, keep
+from circumstances import circumstances, keep, measured_now
 from roofline import name_of, read_bytes_per_s
 from transformers import AutoConfig
 
@@ -83,7 +83,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    figures = uvloop.run(measure(options))
+    with measured_now():
+        figures = uvloop.run(measure(options))
     about = circumstances(
         "gpu/decode",
         "torch",

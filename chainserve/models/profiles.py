@@ -30,7 +30,7 @@ if sys.platform != "win32":
 
 logger = logging.getLogger(__name__)
 
-MEASURING = 4
+MEASURING = 5
 """Another number for every change of what is measured or kept: profiles of an earlier one are measured again."""
 WAIT_S = 60.0
 """For other processes of this machine that measure; then we measure beside them."""
@@ -45,17 +45,8 @@ def profile_of(
     `folder` is `default_folder()` if None. Where nothing can be kept, that is logged, and each start measures.
     """
     folder = folder or default_folder()
-    key = {
-        "model": digest_of(json.loads(config.to_json_string(use_diff=False)), ()),
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "measuring": str(MEASURING),
-    }
-    if quantization_of(config) in (INT8, NF4):
-        key["bitsandbytes"] = version("bitsandbytes")
-    path = folder / f"{sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+    key = _key(config, dtype, device)
+    path = folder / _file_name(key)
     if profile := _read(path, key):
         return profile
     with _alone(folder):
@@ -68,6 +59,33 @@ def profile_of(
         except OSError as error:
             logger.warning("the profile is not kept at %s: %s", path, error.strerror)
     return profile
+
+
+def forget_profile(
+    config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device, folder: Path | None = None
+) -> None:
+    """Keep what `profile_of` gives no longer: the next start measures again."""
+    with suppress(OSError):
+        ((folder or default_folder()) / _file_name(_key(config, dtype, device))).unlink(missing_ok=True)
+
+
+def _key(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
+    """All that a profile depends on."""
+    key = {
+        "model": digest_of(json.loads(config.to_json_string(use_diff=False)), ()),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "measuring": str(MEASURING),
+    }
+    if quantization_of(config) in (INT8, NF4):
+        key["bitsandbytes"] = version("bitsandbytes")
+    return key
+
+
+def _file_name(key: dict[str, str]) -> str:
+    return f"{sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
 
 
 def default_folder() -> Path:

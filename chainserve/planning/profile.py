@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Self
 
 from chainserve.planning.fields import flag, number, whole
@@ -138,7 +138,10 @@ class Timings:
     head: Mapping[int, Sequence[float]]  # of norm and head alone, by outputs
 
     def step_times(self) -> StepTimes:
-        """Medians over rounds, split into what a forward takes at all and what its blocks take."""
+        """Medians over rounds, split into what a forward takes at all and what its blocks take.
+
+        Nothing takes longer than what is larger: where it seemed so, something else held it up.
+        """
         prefill, decode = _medians(self.prefill), _medians(self.decode)
         forward_s = 0.0
         if self.num_blocks > 1:
@@ -182,4 +185,5 @@ def _between(points: Points, size: int) -> float:
 
 
 def _medians(rounds: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    return {size: statistics.median(seconds) for size, seconds in rounds.items()}
+    sizes = sorted(rounds, reverse=True)
+    return dict(zip(sizes, accumulate((statistics.median(rounds[size]) for size in sizes), min), strict=True))

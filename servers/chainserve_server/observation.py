@@ -18,6 +18,8 @@ NUM_STEPS = 64
 """Steps of each kind that are remembered."""
 LEAST_STEPS = 8
 """Fewer say nothing about a speed."""
+BUSY = 2.0
+"""A device that is so many times as fast as when it was measured was busy with something else then."""
 LEAST_PREFILL_TOKENS = 8
 """Shorter chunks than those that were measured are no evidence against the measurement."""
 
@@ -109,6 +111,11 @@ class StepChecks:
     @property
     def decode(self) -> StepCheck | None:
         return _check(self._decode)
+
+    @property
+    def was_busy(self) -> bool:
+        """Whether the device was busy with something else when it was measured: it is much faster now."""
+        return any(check is not None and check.ratio * BUSY < 1 for check in (self.prefill, self.decode))
 
 
 def _check(steps: deque[tuple[float, float]]) -> StepCheck | None:

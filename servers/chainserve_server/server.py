@@ -16,7 +16,7 @@ from chainserve import __version__
 from chainserve.errors import SwarmError, describe_blocks
 from chainserve.models.cache import KVCache
 from chainserve.models.grammars import Grammars
-from chainserve.models.profiles import device_name
+from chainserve.models.profiles import device_name, forget_profile
 from chainserve.models.text import text_of
 from chainserve.models.wire import Int8Wire, to_wire
 from chainserve.planning import chunks
@@ -51,7 +51,7 @@ from chainserve_server.gateway_beside import GatewayBeside
 from chainserve_server.grammars import GrammarQueue
 from chainserve_server.handouts import Handouts
 from chainserve_server.metrics import ForwardCounts, server_families
-from chainserve_server.observation import DemandWindow, StepChecks, TokenRate
+from chainserve_server.observation import BUSY, DemandWindow, StepChecks, TokenRate
 from chainserve_server.prepare import Prepared
 from chainserve_server.sampling import LinkSampler
 from chainserve_server.sessions import Sessions
@@ -163,6 +163,7 @@ class Server:
         self._session_ended = asyncio.Event()
         self._demand = DemandWindow(clock=time.monotonic)
         self._checks = StepChecks(prepared.profile.times)
+        self._is_profile_kept = True
         self.forwards = ForwardCounts()
         self._tokens = TokenRate(clock=time.monotonic)
         self._device = fit_name(device_name(prepared.device))
@@ -342,6 +343,19 @@ class Server:
             await asyncio.sleep(TICK_S)
             self.sessions.tick()
             self._tell_progress()
+            self._check_profile()
+
+    def _check_profile(self) -> None:
+        """Forget a profile that was measured while the device was busy; plans correct it until it is measured again."""
+        if self._is_profile_kept and self._checks.was_busy:
+            self._is_profile_kept = False
+            prepared = self._prepared
+            forget_profile(prepared.source.config, dtype=prepared.dtype, device=prepared.device)
+            logger.warning(
+                "this device is more than %.0f times as fast as when it was measured: it was busy with something else"
+                " then. The next start measures it again.",
+                BUSY,
+            )
 
     async def withdraw(self) -> None:
         """Take our record out of everybody's view, at once."""

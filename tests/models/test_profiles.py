@@ -13,7 +13,7 @@ from tiny_models import FAMILIES
 from transformers import PretrainedConfig
 
 from chainserve.models import profiles
-from chainserve.models.profiles import default_folder, device_name, profile_of
+from chainserve.models.profiles import default_folder, device_name, forget_profile, profile_of
 from chainserve.planning.profile import BlockProfile, StepTimes
 
 CPU = torch.device("cpu")
@@ -61,6 +61,14 @@ def test_a_profile_is_measured_once(tmp_path: Path, measured: Measure) -> None:
     assert profile(folder) == first
     assert measured.num == 1
     assert sorted(path.name for path in folder.iterdir()) == sorted([kept(folder).name, "lock"])
+
+
+def test_a_profile_that_was_forgotten_is_measured_again(tmp_path: Path, measured: Measure) -> None:
+    forget_profile(LLAMA, dtype=torch.float32, device=CPU, folder=tmp_path)
+    first, other = profile(tmp_path), profile(tmp_path, QWEN)
+    forget_profile(LLAMA, dtype=torch.float32, device=CPU, folder=tmp_path)
+    assert (profile(tmp_path), profile(tmp_path, QWEN)) == (replace(first, block_bytes=3), other)
+    assert measured.num == 3
 
 
 def test_each_model_dtype_device_and_version_has_its_own(

@@ -113,10 +113,13 @@ def test_whatever_the_noise_times_are_positive(medians: list[float], alone_s: fl
     )
     times = timings.step_times()
     assert min(times.forward_s, *asdict(times.block).values(), times.session_s) >= 0
-    for size, seconds in timings.prefill.items():
-        assert times.step_s(0, size, num_blocks=4) == pytest.approx(seconds[0])
-    for num, seconds in timings.decode.items():
-        assert times.step_s(num, 0, num_blocks=4) == pytest.approx(seconds[0])
+    for points, step_s in (
+        (timings.prefill, lambda size: times.step_s(0, size, num_blocks=4)),
+        (timings.decode, lambda num: times.step_s(num, 0, num_blocks=4)),
+    ):
+        for size in points:
+            least_s = min(seconds[0] for other, seconds in points.items() if other >= size)
+            assert step_s(size) == pytest.approx(least_s)  # nothing takes longer than what is larger
     assert times.block.request_s(100, 20) > 0  # planning needs a time
 
 

@@ -179,6 +179,17 @@ def test_steps_that_are_predicted_to_take_no_time_are_passed_over() -> None:
     assert checks.decode.ratio == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(("ratio", "was_busy"), [(0.6, False), (0.4, True), (9.0, False)])
+@pytest.mark.parametrize("what", [(1, 0), (0, 50)])
+def test_steps_that_are_much_faster_say_that_the_device_was_busy_when_it_was_measured(
+    what: tuple[int, int], ratio: float, was_busy: bool
+) -> None:
+    checks = StepChecks(TIMES)
+    assert not checks.was_busy
+    observe(checks, *[forward(*what, ratio=ratio)] * LEAST_STEPS)
+    assert checks.was_busy is was_busy
+
+
 def test_the_rate_of_tokens_is_that_of_the_last_seconds() -> None:
     clock = Clock()
     rate = TokenRate(clock=clock)
