@@ -150,8 +150,11 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, masks: Masks, *, scaling: float | No
     num_heads, num_new = q.shape[1:3]
     num_kv_heads, length = k.shape[1:3]
     num_groups = num_heads // num_kv_heads
-    causal = num_new == length and (window is None or window >= length)
-    if q.device.type == "cpu" and not causal:  # as in `_decode`; the more queries of a head, the better this kernel is
+    sees_all = window is None or window >= length
+    causal = num_new == length and sees_all
+    if q.device.type == "cpu" and not causal and sees_all and k.shape[3] == v.shape[3]:
+        out = _in_two(q, k, v, scaling=scaling)
+    elif q.device.type == "cpu" and not causal:  # as in `_decode`; the more queries of a head, the better the kernel is
         grouped = q.reshape(1, num_kv_heads, num_groups * num_new, -1)
         mask = masks.added(num_groups, num_new, length, window=window, like=q)
         out = scaled_dot_product_attention(grouped, k, v, mask, scale=scaling).reshape(1, num_heads, num_new, -1)
@@ -160,6 +163,20 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, masks: Masks, *, scaling: float | No
         shared = num_groups != 1
         out = scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=scaling, enable_gqa=shared)
     return out.transpose(1, 2).contiguous()
+
+
+def _in_two(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None) -> Tensor:
+    """The same on the CPU, what was cached before and what is new each by itself, neither of which needs a mask.
+
+    Each part's scores sum up to exp(lse), which is its weight.
+    """
+    num_heads, num_new, dim = q.shape[1:]
+    num_kv_heads, past = k.shape[1], k.shape[2] - num_new
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    before, before_lse = attend(q.reshape(1, num_kv_heads, -1, dim), k[:, :, :past], v[:, :, :past], scale=scaling)
+    new, new_lse = attend(q, k[:, :, past:], v[:, :, past:], is_causal=True, scale=scaling)  # shares keys by itself
+    share = torch.sigmoid(before_lse.reshape(1, num_heads, num_new, 1) - new_lse.unsqueeze(-1))
+    return torch.lerp(new.float(), before.reshape_as(new).float(), share).to(q.dtype)
 
 
 def _plain(

@@ -10,8 +10,9 @@ import platform
 import torch
 from torch import Tensor, nn
 
-MOST_ROWS = 4
-"""From more rows on, neither side is always the better one to exchange."""
+EXCHANGED_ROWS = (None, None, 2, 4, 4, 5, 6, 8, 8, *(16,) * 8)
+"""By rows, with how many the sides are exchanged: odd numbers take longer than the next power of two. From 17 rows on
+neither side is always the better one to exchange, and for one row it hardly matters."""
 LARGE = 4_000_000
 """Weights of a layer from which on oneDNN is faster: it takes all threads, which smaller layers do not repay."""
 HAS_ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
@@ -37,11 +38,12 @@ class FewRowsLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         num_rows = input.numel() // self.in_features
-        if not 2 <= num_rows <= MOST_ROWS:
+        size = EXCHANGED_ROWS[num_rows] if num_rows < len(EXCHANGED_ROWS) else None
+        if size is None:
             return super().forward(input)
         rows = input.reshape(num_rows, self.in_features)
-        if num_rows == 3:  # takes longer than four
-            rows = nn.functional.pad(rows, (0, 0, 0, 1))
+        if size > num_rows:
+            rows = torch.cat((rows, rows[: size - num_rows]))
         if self.bias is None:
             out = torch.mm(self.weight, rows.t())
         else:

@@ -29,7 +29,7 @@ def end_of(model: PreTrainedModel, end: End) -> Ends:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ends_on_two_servers_do_what_the_family_does(config: PretrainedConfig, dtype: torch.dtype) -> None:
     model = random_model(config).to(dtype)
-    hidden, ids = torch.randn(5, HIDDEN).to(dtype), random_ids(7, seed=1)
+    hidden, ids = torch.randn(20, HIDDEN).to(dtype), random_ids(7, seed=1)
     model.base_model.layers = torch.nn.ModuleList()
     assert torch.equal(end_of(model, End.EMBEDDING).embed(ids), model.get_input_embeddings()(ids))
     expected = model(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits[0]

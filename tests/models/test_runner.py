@@ -67,6 +67,17 @@ def test_packed_prefill_and_decode_of_several_sessions_equal_the_whole_model(mod
         assert_same(model, outputs[session], ids[session])
 
 
+def test_chunks_of_many_sizes_equal_the_whole_model(model: PreTrainedModel) -> None:
+    chain = TinyChain(model)
+    ids = random_ids(30, seed=1)
+    hidden = embeddings(model, ids)
+    chain.open(A)
+    outputs = [
+        part for start, end in ((0, 7), (7, 9), (9, 10), (10, 30)) for part in chain.run((A, start, hidden[start:end]))
+    ]
+    assert_same(model, outputs, ids)
+
+
 def test_a_step_that_starts_earlier_forgets_what_followed(model: PreTrainedModel) -> None:
     chain = TinyChain(model)
     chain.open(A)
