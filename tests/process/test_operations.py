@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,3 +81,25 @@ def test_the_doctor_sees_the_swarm_and_has_itself_called_back(swarm: LocalSwarm)
         assert levels[name] == "ok", report
     [reachable] = [finding for finding in report["findings"] if finding["name"] == "reachable"]
     assert "servers of this very machine" in reachable["fact"]
+
+
+def test_a_profile_that_was_measured_on_a_busy_machine_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def slowed(value: Any) -> Any:
+        return list(map(slowed, value)) if isinstance(value, list) else value if isinstance(value, int) else 50 * value
+
+    with LocalSwarm(MODEL, tmp_path, is_warm=True) as swarm:
+        swarm.start("0:30")
+    [kept] = tmp_path.glob("cache/chainserve/profiles/*.json")
+    (tmp_path / "again").mkdir()
+    report = json.loads(kept.read_text())
+    report["profile"]["times"] = {name: slowed(value) for name, value in report["profile"]["times"].items()}
+    kept.write_text(json.dumps(report))
+    with LocalSwarm(MODEL, tmp_path / "again", is_warm=True) as swarm:
+        swarm.start("0:30")
+        command(swarm.token, "bench", "--requests", "1", "--rate", "20", "--output-tokens", "24")
+        swarm.servers[0].wait_for("it was busy with something else then")
+    assert not kept.exists()
