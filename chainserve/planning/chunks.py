@@ -10,6 +10,9 @@ SIZES: tuple[int, ...] = tuple(
 )
 ROUNDS = 2.0
 """Decode rounds that a chunk may take where others are decoding."""
+TURN_S = 0.003
+"""Seconds that a server takes for every chunk beside its blocks, in the engine and for the message: about what one more
+server adds to a token, or somewhat less (benchmarks/hop.py)."""
 
 
 def beside_decoding(times: StepTimes, *, num_blocks: int, num_decoding: int) -> int:
@@ -23,11 +26,11 @@ def along_chain(times: StepTimes, *, num_blocks: int, num_tokens: int, num_hops:
     """Tokens of a chunk with which a prompt of `num_tokens` is through a chain of equal servers first.
 
     The last of n chunks leaves the last of P servers after n + P - 1 turns: small chunks keep all servers busy, large
-    ones take less time per token.
+    ones take less time per token, and fewer turns.
     """
 
     def seconds(size: int) -> float:
         num_turns = math.ceil(num_tokens / size) + num_hops - 1
-        return num_turns * times.step_s(0, min(size, num_tokens), num_blocks=num_blocks)
+        return num_turns * (TURN_S + times.step_s(0, min(size, num_tokens), num_blocks=num_blocks))
 
     return min(reversed(SIZES), key=seconds)

@@ -1,5 +1,7 @@
 """Sizes of a prompt's chunks."""
 
+from dataclasses import replace
+
 import pytest
 
 from chainserve.planning.chunks import SIZES, along_chain, beside_decoding
@@ -29,6 +31,13 @@ def test_alone_a_server_runs_as_much_as_it_can_at_once_and_a_chain_runs_chunks()
     assert along_chain(TIMES, num_blocks=10, num_tokens=2048, num_hops=1) == MAX_BATCH_TOKENS
     assert along_chain(TIMES, num_blocks=10, num_tokens=2048, num_hops=4) <= 128
     assert along_chain(TIMES, num_blocks=10, num_tokens=10, num_hops=4) >= 10
+
+
+def test_small_chunks_do_not_pay_for_what_each_takes_beside_the_blocks() -> None:
+    steady = replace(
+        TIMES, forward_s=0.0, prefill=((16, 0.0002), (1024, 0.0128))
+    )  # of blocks alone the smallest are best
+    assert along_chain(steady, num_blocks=10, num_tokens=2048, num_hops=2) > SIZES[0]
 
 
 @pytest.mark.parametrize("num_hops", [2, 3, 4, 8])
