@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 PROJECT = Path(__file__).parent.parent
 
@@ -47,6 +48,5 @@ def keep(path: Path, about: dict[str, Any], figures: Any) -> dict[str, Any]:
 @contextmanager
 def measured_now() -> Iterator[None]:
     """Let servers that are started meanwhile measure the device again: it may have been busy when it was measured."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
         yield

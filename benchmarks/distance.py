@@ -25,7 +25,7 @@ free_idle_cores()
 import tables
 import torch
 import uvloop
-from circumstances import PROJECT, circumstances, keep
+from circumstances import PROJECT, circumstances, keep, measured_now
 from far_server import move_away
 
 from chainserve_client import AsyncClient, Generation
@@ -235,7 +235,8 @@ def main() -> None:
     move_away(ONE_WAY_MS / 1000)
     reports = {}
     for name in PARTS if options.only is None else (options.only,):
-        figures = uvloop.run(PARTS[name](options))
+        with measured_now():
+            figures = uvloop.run(PARTS[name](options))
         reports[name] = keep(options.output / f"{name}.json", about, figures)
     print(tables.distance(reports))
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 
@@ -16,6 +17,5 @@ def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
     """Keep profiles in a folder of this run: tests make the machine busy, and what is measured then is no user's."""
     if hasattr(config, "workerinput"):  # a process beside others has the environment of the first one
         return (yield)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
         return (yield)

@@ -1,6 +1,7 @@
 """What a test may ask of a swarm that plans itself."""
 
 import asyncio
+from collections.abc import Callable
 
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import Announcement, ServerState
@@ -10,9 +11,9 @@ from chainserve_client import AsyncClient
 SETTLE_S = 180.0
 
 
-def is_settled(plan: SwarmPlan | None, view: View, *, num_servers: int) -> bool:
+def is_settled(plan: SwarmPlan, view: View, *, num_servers: int) -> bool:
     """Whether all servers are online where the plan wants them, and follow it."""
-    if plan is None or not plan.is_settled or len(plan.placement) != num_servers:
+    if not plan.is_settled or len(plan.placement) != num_servers:
         return False
     online = {peer: server.span for peer, server in view.servers.items() if server.state is ServerState.ONLINE}
     return online == plan.placement.spans and all(server.epoch == plan.epoch for server in view.servers.values())
@@ -20,10 +21,14 @@ def is_settled(plan: SwarmPlan | None, view: View, *, num_servers: int) -> bool:
 
 async def settled_plan(client: AsyncClient, *, num_servers: int) -> SwarmPlan:
     """Wait for a plan that all follow."""
+    return await plan_when(client, lambda plan: is_settled(plan, client.network.swarm.view, num_servers=num_servers))
+
+
+async def plan_when(client: AsyncClient, is_wanted: Callable[[SwarmPlan], bool] = lambda _plan: True) -> SwarmPlan:
+    """Wait for a plan; that of a planner which went may be over before the next one has made its own."""
     async with asyncio.timeout(SETTLE_S):
-        while not is_settled(plan := await client.plan(), client.network.swarm.view, num_servers=num_servers):
+        while (plan := await client.plan()) is None or not is_wanted(plan):
             await asyncio.sleep(0.2)
-    assert plan is not None
     return plan
 
 

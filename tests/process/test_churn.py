@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from bundled import MODEL, Reference
-from planned import check_memory, settled_plan
+from planned import check_memory, plan_when, settled_plan
 
 from chainserve.errors import ChainserveError
 from chainserve.swarm.identity import Identity
-from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.records import ServerState
 from chainserve.types import PeerId
 from chainserve_client import AsyncClient
@@ -114,7 +113,7 @@ async def test_a_swarm_lives_on_while_servers_come_and_go(churn: Churn, referenc
                 event = await asyncio.to_thread(churn.lose, leaver, how)
                 event += ", the planner" if leaver is planner else ""
             took_s = await until_covered(churn, client)
-            plan = await current_plan(client)
+            plan = await plan_when(client)
             logger.info("event %d: %s; covered after %.1f s, epoch %d", number, event, took_s, plan.epoch)
             assert plan.epoch >= highest
             highest = plan.epoch
@@ -140,14 +139,6 @@ async def until_covered(churn: Churn, client: AsyncClient) -> float:
             if not set(range(client.model.num_blocks)).difference(*(span for span in spans if span)):
                 return time.monotonic() - began_s
             await asyncio.sleep(0.1)
-
-
-async def current_plan(client: AsyncClient) -> SwarmPlan:
-    """The plan that is followed: that of a planner which went may be over before the next one has made its own."""
-    async with asyncio.timeout(COVERED_S):
-        while (plan := await client.plan()) is None:
-            await asyncio.sleep(0.1)
-    return plan
 
 
 async def answer(client: AsyncClient, prompt: list[int]) -> tuple[int, ...]:
