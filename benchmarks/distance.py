@@ -2,9 +2,10 @@
 
     python benchmarks/distance.py [--rounds N] [--tokens N] [--only PART] [--output FOLDER]
 
-Servers are processes of their own with real links, over which every frame takes ONE_WAY_MS longer. `loop`: the bound is
-what the engines computed for a token, and one way per hop and back to the head. `drafts`: the same requests with
-and without. `prompt`: servers that sleep where they would compute, so that several equal ones fit on one machine.
+Servers are processes of their own with real links, over which every frame takes some milliseconds longer. `loop`: the
+bound is what the engines computed for a token, and one way per hop and back to the head. `drafts`: the same requests
+with and without. `prompt`: servers that sleep where they would compute, so that several equal ones fit on one machine,
+for two cards, near and far; beside the most that chunks can give, which have to pass all servers one after another.
 `prefix`: sessions at once whose prompts begin alike.
 """
 
@@ -26,13 +27,15 @@ import tables
 import torch
 import uvloop
 from circumstances import PROJECT, circumstances, keep, measured_now
-from far_server import move_away
+from far_server import CARDS, move_away
 
+from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve_client import AsyncClient, Generation
 from chainserve_server.local import LocalSwarm
 
 MODEL = "smollm2-135m"
 ONE_WAY_MS = 25.0
+NEAR_MS = 0.5
 LOOPS = {"2 servers": ["0:15", "15:30"], "3 servers": ["0:10", "10:20", "20:30"]}
 PROMPT_SPLITS = {num: [f"{30 * at // num}:{30 * (at + 1) // num}" for at in range(num)] for num in (1, 2, 3, 5)}
 PROMPT_TOKENS = 2048
@@ -81,11 +84,13 @@ class Observed:
 
 
 @asynccontextmanager
-async def far_swarm(spans: list[str], *, sleeps: bool = False) -> AsyncIterator[tuple[AsyncClient, Observed]]:
-    """A client of a swarm whose members are far from each other."""
+async def far_swarm(
+    spans: list[str], *, one_way_ms: float = ONE_WAY_MS, card: str = ""
+) -> AsyncIterator[tuple[AsyncClient, Observed]]:
+    """A client of a swarm whose members are far from each other; with a `card` they sleep as that would compute."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        environment = {"ONE_WAY_MS": str(ONE_WAY_MS), "OBSERVED": name, "SLEEPS": "1" if sleeps else ""}
+        environment = {"ONE_WAY_MS": str(one_way_ms), "OBSERVED": name, "SLEEPS": card}
         program = [str(PROJECT / "benchmarks" / "far_server.py")]
         with LocalSwarm(MODEL, folder, environment=environment, program=program) as swarm:
             await asyncio.to_thread(swarm.start, *spans, arguments=("--memory", "4GB"))
@@ -156,12 +161,23 @@ async def drafts(options: argparse.Namespace) -> dict[str, Any]:
 
 
 async def prompts(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds to the first token of a long prompt through 1 to P equal servers that sleep."""
+    """Seconds to the first token of a long prompt through 1 to P equal servers that sleep, by card and distance."""
+    figures: dict[str, Any] = {}
+    for one_way_ms in (NEAR_MS, ONE_WAY_MS):
+        move_away(one_way_ms / 1000)
+        for card in CARDS:
+            figures[f"{card} card, {2 * one_way_ms:g} ms"] = await through_many(options, card, one_way_ms=one_way_ms)
+            print(figures, flush=True)
+    return figures
+
+
+async def through_many(options: argparse.Namespace, card: str, *, one_way_ms: float) -> dict[str, Any]:
+    """The same for one card and distance."""
     taken: dict[int, list[float]] = {num: [] for num in PROMPT_SPLITS}
     generator = torch.Generator().manual_seed(SEED)
     async with AsyncExitStack() as swarms:
         clients = {
-            num: (await swarms.enter_async_context(far_swarm(spans, sleeps=True)))[0]
+            num: (await swarms.enter_async_context(far_swarm(spans, one_way_ms=one_way_ms, card=card)))[0]
             for num, spans in PROMPT_SPLITS.items()
         }
         for round_ in range(options.rounds + 1):
@@ -176,9 +192,24 @@ async def prompts(options: argparse.Namespace) -> dict[str, Any]:
             "ms_to_first_token": 1000 * statistics.median(taken[num]),
             "speedup": statistics.median(pairs[num]),
             "per_server": statistics.median(pairs[num]) / num,
+            "bound": least_s(card, 1) / least_s(card, num),
         }
         for num in PROMPT_SPLITS
     }
+
+
+def least_s(card: str, num_servers: int) -> float:
+    """Seconds that the prompt takes through equal servers without links, cut into the best of equal chunks.
+
+    All take the same turns, so that the last chunk leaves the last server after as many turns as there are chunks and
+    further servers.
+    """
+
+    def seconds(num_tokens: int) -> float:
+        num_turns = -(-PROMPT_TOKENS // num_tokens) + num_servers - 1
+        return num_turns * CARDS[card].step_s(0, num_tokens, num_blocks=30 // num_servers)
+
+    return min(seconds(num_tokens) for num_tokens in range(16, MAX_BATCH_TOKENS + 1))
 
 
 async def prefixes(options: argparse.Namespace) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
     SLOWNESS=1,2,2 ONE_WAY_MS=10 OBSERVED=FOLDER python benchmarks/model_server.py OPTIONS   (as chainserve-server)
 
-The n-th server of a LocalSwarm (by the name of its key) takes SLOWNESS[n] times as long as far_server's. Norm and head
-sleep too, and every token comes out as token 0: what is compared is time, and nothing else on this machine may make it.
+The n-th server of a LocalSwarm (by the name of its key) takes SLOWNESS[n] times as long as far_server's workstation.
+Norm and head sleep too, and every token comes out as token 0: what is compared is time, and nothing else on this
+machine may make it.
 """
 
 import os
@@ -35,9 +36,9 @@ def sleep_in_the_head(times: StepTimes) -> None:
 if __name__ == "__main__":
     number = int(re.search(r"server-(\d+)\.key", " ".join(sys.argv))[1])  # type: ignore[index]
     factor = float(os.environ["SLOWNESS"].split(",")[number])
-    far_server.SLEEP_TIMES = longer(far_server.SLEEP_TIMES, factor)
+    times = longer(far_server.CARDS["workstation"], factor)
     if one_way_ms := float(os.environ.get("ONE_WAY_MS", 0)):
         far_server.move_away(one_way_ms / 1000)
-    far_server.sleep_instead()
-    sleep_in_the_head(far_server.SLEEP_TIMES)
+    far_server.sleep_instead(times)
+    sleep_in_the_head(times)
     sys.exit(observed_server.main())
