@@ -8,6 +8,8 @@ PRIOR_WRONG = 1.0
 PRIOR_RIGHT = (0.25, 1.0, 2.0, 3.0)
 """Drafts after one, two, three and more tokens of matching text, taken for seen before there were any: on code and
 chat about as many were right as these say."""
+ALIKE = len(PRIOR_RIGHT)
+"""The match to give for drafts that nothing tells apart, as those of a model."""
 DECAY = 0.9
 """What a draft counts one such draft later: text changes its character within some ten steps."""
 SMOOTHING = 0.2

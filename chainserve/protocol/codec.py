@@ -45,6 +45,7 @@ from chainserve.protocol.messages import (
     Beat,
     Choice,
     Close,
+    Drafts,
     Failed,
     FailureCode,
     Leaving,
@@ -60,10 +61,10 @@ from chainserve.protocol.messages import (
     WireTensor,
     row_bytes,
 )
-from chainserve.protocol.sampling import MAX_BIASED
+from chainserve.protocol.sampling import MAX_BIASED, MAX_DRAFTS
 from chainserve.types import Hop, PeerId
 
-VERSION = 6
+VERSION = 7
 DETAIL_CHARS = 1000
 """What went wrong is cut to this length: a long description must not keep a failure from arriving."""
 
@@ -74,7 +75,7 @@ _ZEROS = bytes(_ALIGNMENT)
 _FAILURE_CODES = {str(code): code for code in FailureCode}
 
 _OPEN, _OPENED, _ACTIVATIONS, _REORDER, _CLOSE, _FAILED, _ASK, _ANSWER = range(1, 9)
-_ADMIT, _ADMITTED, _QUEUED, _LEAVING, _STALLED, _SAMPLED = (*range(9, 14), 19)
+_ADMIT, _ADMITTED, _QUEUED, _LEAVING, _STALLED, _SAMPLED, _DRAFTS = (*range(9, 14), 19, 20)
 _BEAT, _PROBE = 16, 17  # the links' own
 
 Frame = Message | Beat | Probe
@@ -119,6 +120,8 @@ def encode(message: Frame) -> bytes:
             kind, fields = _OPENED, (session, num_cached)
         case Sampled(choices):
             kind, fields = _SAMPLED, (tuple(map(_packed_choice, choices)),)
+        case Drafts(session, start, ids):
+            kind, fields = _DRAFTS, (session, start, _packed_ids(ids))
         case Reorder(session, sources, sequence):
             kind, fields = _REORDER, (session, sources, sequence)
         case Close(session):
@@ -284,6 +287,14 @@ def _parse_sampled(fields: tuple[object, ...], payload: memoryview, limits: Limi
     return Sampled(tuple(choice_of(choice, limits) for choice in array_of(choices, "choices", limits.max_steps)))
 
 
+def _parse_drafts(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Drafts:
+    session, start, packed = take(3, fields, payload)
+    ids = ids_of(packed, limits)
+    if len(ids) > MAX_DRAFTS:
+        raise FrameError(f"{len(ids)} drafts, at most {MAX_DRAFTS} are taken", reason="field")
+    return Drafts(session_of(session), integer(start, "start", low=0, high=limits.max_position), ids)
+
+
 def _parse_activations(fields: tuple[object, ...], payload: memoryview, limits: Limits) -> Activations:
     dtype, hidden, steps = take(3, fields)
     if type(dtype) is not str or dtype not in WIRE_TYPES:
@@ -353,6 +364,7 @@ _PARSERS: dict[int, Callable[[tuple[object, ...], memoryview, Limits], Frame]] =
     _STALLED: _parse_stalled,
     _ACTIVATIONS: _parse_activations,
     _SAMPLED: _parse_sampled,
+    _DRAFTS: _parse_drafts,
     _REORDER: _parse_reorder,
     _CLOSE: _parse_close,
     _FAILED: _parse_failed,

@@ -148,6 +148,7 @@ def sampling_of(value: object, limits: Limits) -> Sampling:
         integer(named[name], name, low=0, high=2**63 - 1)
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
         number(named[name], name)
+    flag(named["drafts_by_client"], "drafts_by_client")
     if not isinstance(named["grammar"], str | None):
         raise FrameError(f"grammar is {reprlib.repr(named['grammar'])}, want a text", reason="field")
     if named["num_logprobs"] is not None:

@@ -8,7 +8,7 @@ and the answer to `Stalled` up to the client. `Ask` and `Answer` belong to no se
 
 In activation mode the client sends hidden states and gets hidden states. In token mode `Open` says how to sample and
 takes the prompt to the head. From then on the tail chooses tokens and tells the client and the head, `Sampled`, and
-the head goes on with them: the client is not in the loop.
+the head goes on with them: the client is not in the loop, unless it drafts tokens itself, `Drafts`.
 """
 
 from dataclasses import dataclass
@@ -182,6 +182,18 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafts:
+    """What the client takes for the tokens at positions [start, start + len(ids)), maybe none: go on with these.
+
+    To the head, once for everything that the tail has chosen, where `Sampling.drafts_by_client` says that it waits.
+    """
+
+    session: SessionId
+    start: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Reorder:
     """Lane i continues from what lane sources[i] has cached (beam search). `sequence` as for steps."""
 
@@ -281,6 +293,7 @@ Message = (
     | Opened
     | Activations
     | Sampled
+    | Drafts
     | Reorder
     | Close
     | Failed

@@ -37,6 +37,7 @@ class Sampling:
     end_tokens: tuple[int, ...] = ()  # those after which nothing more is wanted
     num_logprobs: int | None = None  # likeliest tokens to report with each token; None: report nothing
     max_drafts: int = 0  # tokens drafted ahead per step, at most
+    drafts_by_client: bool = False  # the head waits for them before each step but the first
     grammar: str | None = None  # the answer, up to its end token, is in it; in llguidance's form of Lark
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from chainserve.protocol.messages import (
     Activations,
     Choice,
     Close,
+    Drafts,
     Failed,
     Message,
     Open,
@@ -132,6 +133,11 @@ class ClientSession:
     def stalled(self) -> Stalled:
         """The message that asks who holds up the last step, whose number only the head knows in token mode."""
         return Stalled(self.id, max(0, self._sequence - 1))
+
+    def drafts(self, ids: Sequence[int]) -> Drafts:
+        """In token mode, what may come next."""
+        self._expect(Phase.STEPPING)
+        return Drafts(self.id, self.lengths[0], tuple(ids))
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget lane i's positions at or after lengths[i]; the next step tells the servers."""

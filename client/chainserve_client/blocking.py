@@ -72,11 +72,11 @@ class Client:
         self.thread = thread
 
     @classmethod
-    def connect(cls, token: str, *, model: str | None = None) -> Self:
+    def connect(cls, token: str, *, model: str | None = None, draft_model: str | None = None) -> Self:
         """As `AsyncClient.connect`."""
         thread = LoopThread()
         try:
-            return cls(thread.run(AsyncClient.connect(token, model=model)), thread)
+            return cls(thread.run(AsyncClient.connect(token, model=model, draft_model=draft_model)), thread)
         except BaseException:
             thread.close()
             raise

@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("token", metavar="TOKEN", help=TOKEN_HELP)
     common.add_argument("--model", help="which of the swarm's models, or where this machine has it")
+    common.add_argument("--draft-model", metavar="MODEL", help="a smaller model of its family, on this machine, drafts")
     common.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="at most so many (256)")
     common.add_argument("--temperature", type=float, help="0 takes the likeliest token")
     common.add_argument("--top-p", type=float, metavar="P", help="only the likeliest that make up P")
@@ -212,7 +213,7 @@ async def connect(options: argparse.Namespace) -> "AsyncClient":
 
     from chainserve_client.client import AsyncClient
 
-    return await AsyncClient.connect(options.token, model=options.model)
+    return await AsyncClient.connect(options.token, model=options.model, draft_model=options.draft_model)
 
 
 def check_token(text: str) -> None:

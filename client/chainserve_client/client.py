@@ -1,8 +1,10 @@
 """The client: connect to a swarm with its token, then generate."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -20,6 +22,7 @@ from chainserve_client.text_model import TextModel, fetch_text_model
 from chainserve_client.token_session import TokenSession
 
 if TYPE_CHECKING:
+    from chainserve_client.draft_model import DraftModel
     from chainserve_client.session import Session
 
 
@@ -32,19 +35,30 @@ class AsyncClient:
     """
 
     def __init__(
-        self, network: Network, model: ModelInSwarm, text: TextModel, *, dispatch: Dispatch | None = None
+        self,
+        network: Network,
+        model: ModelInSwarm,
+        text: TextModel,
+        *,
+        dispatch: Dispatch | None = None,
+        draft: "DraftModel | None" = None,
     ) -> None:
         self.network = network
         self.model = model
         self.text = text
         self.dispatch = dispatch or JoinFastestFree()
+        self.draft = draft
 
     @classmethod
-    async def connect(cls, token: str, *, model: str | None = None, dispatch: str = JFFC) -> Self:
+    async def connect(
+        cls, token: str, *, model: str | None = None, dispatch: str = JFFC, draft_model: str | None = None
+    ) -> Self:
         """Join the swarm of `token`, and learn from a server how its model writes text.
 
-        `model` names one of several models of the swarm. `dispatch` is how requests come to servers: for benchmarks one
-        of `DISPATCHES`. TokenError, JoinError and SwarmError say what to do, RequestError names what is unknown.
+        `model` names one of several models of the swarm. `draft_model` names a smaller one of the same family on this
+        machine, which drafts answers: that takes torch. `dispatch` is how requests come to servers: for benchmarks one
+        of `DISPATCHES`. TokenError, JoinError and SwarmError say what to do, RequestError names what is unknown,
+        ModelNotFoundError a draft model that does not fit.
         """
         check_name(dispatch)
         async with AsyncExitStack() as undo:
@@ -54,8 +68,12 @@ class AsyncClient:
             text = await fetch_text_model(network, chosen)
             rule = make_dispatch(dispatch, network, chosen)
             await rule.prepare()
+            draft = None
+            if draft_model is not None:
+                draft = await load_draft_model(draft_model)
+                draft.check_fits(text)
             undo.pop_all()
-        return cls(network, chosen, text, dispatch=rule)
+        return cls(network, chosen, text, dispatch=rule, draft=draft)
 
     async def generate(
         self, prompt: str | Sequence[int], *, chain: Chain | None = None, **options: Unpack[GenerationOptions]
@@ -138,19 +156,27 @@ class AsyncClient:
         """Find a place for a prompt of token ids and open its session, which gives tokens; close it when done."""
         self._check_known([*parameters.logit_bias, *parameters.stop_tokens])
         ids = list(prompt)
+        sampling = parameters.sampling(num_prompt_tokens=len(prompt), end_tokens=self.text.end_tokens)
+        max_tokens = len(prompt) + parameters.max_new_tokens - 1  # the last token never runs through the blocks
+        drafting = self.draft.begin(sampling, max_tokens=max_tokens) if self.draft is not None else None
         request = Request(
             model=self.model,
             num_lanes=1,
-            max_tokens=len(prompt) + parameters.max_new_tokens - 1,  # the last token never runs through the blocks
+            max_tokens=max_tokens,
             input_tokens=len(prompt),
             timeout_s=parameters.timeout_s,
             max_wait_s=parameters.max_wait_s,
             chain=chain,
-            sampling=parameters.sampling(num_prompt_tokens=len(prompt), end_tokens=self.text.end_tokens),
+            sampling=replace(sampling, drafts_by_client=drafting is not None),
             ids=ids,
             dispatch=self.dispatch,
         )
-        return TokenSession(await open_line(self.network, request), ids)
+        try:
+            return TokenSession(await open_line(self.network, request), ids, drafting=drafting)
+        except BaseException:
+            if drafting is not None:
+                drafting.close()
+            raise
 
     async def plan(self) -> SwarmPlan | None:
         """The plan that the servers of this model follow now, None if there is none yet.
@@ -163,6 +189,8 @@ class AsyncClient:
     async def close(self) -> None:
         """End all sessions and leave the swarm."""
         await self.network.close()
+        if self.draft is not None:
+            self.draft.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -192,6 +220,13 @@ class AsyncClient:
                     yield piece
         finally:
             await session.close()
+
+
+async def load_draft_model(name: str) -> "DraftModel":
+    """The model called `name` on this machine, to draft for a larger one."""
+    from chainserve_client.draft_model import DraftModel
+
+    return await asyncio.to_thread(DraftModel.load, name)
 
 
 def choose_model(view: View, name: str | None) -> ModelInSwarm:

@@ -91,6 +91,10 @@ class TextModel:
                 raise RequestError(f"the chat template of {self.name} refuses: {_short(error)}") from error
         return "".join(pieces)
 
+    def tokens(self) -> dict[str, int]:
+        """All tokens by name, special ones included, with their ids."""
+        return self._tokenizer.get_vocab()
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         with _of_a_server(f"the tokenizer of {self.name}"):

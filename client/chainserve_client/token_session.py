@@ -4,13 +4,17 @@ Servers embed and sample; the client knows token ids only. After a loss the toke
 chain. What is drawn depends on seed and position alone, so the answer is what it would have been without the loss.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from chainserve.errors import SessionLostError
 from chainserve.protocol.messages import Choice, Spent
+from chainserve.protocol.session import Phase
 from chainserve.types import Chain, PeerId
+from chainserve_client.chain_session import ChainSession
+from chainserve_client.drafting import Drafting
 from chainserve_client.lifeline import Lifeline, Recovery
 
 
@@ -28,10 +32,15 @@ class HopTime:
 class TokenSession:
     """The tokens of one request. Use one caller at a time."""
 
-    def __init__(self, line: Lifeline, ids: list[int]) -> None:
-        """`ids` are the prompt, and grow by what comes: whoever opens another chain looks there."""
+    def __init__(self, line: Lifeline, ids: list[int], *, drafting: Drafting | None = None) -> None:
+        """`ids` are the prompt, and grow by what comes: whoever opens another chain looks there.
+
+        With `drafting` the head waits for drafts of this client's.
+        """
         self.line = line
         self._ids = ids
+        self._drafting = drafting
+        self._draft: asyncio.Task[None] | None = None  # under way
         self._spent: tuple[Spent, ...] = ()
 
     @property
@@ -67,6 +76,9 @@ class TokenSession:
 
     async def close(self) -> None:
         """Free the session's cache along the chain."""
+        await self._end_draft()
+        if self._drafting is not None:
+            self._drafting.close()
         await self.line.close()
 
     async def _on_this_chain(self) -> AsyncGenerator[Choice, None]:
@@ -79,6 +91,26 @@ class TokenSession:
                 self.line.arrived(num_known)
                 self._ids += choice.ids
                 self._spent = choice.spent
+                await self._end_draft()
+                if self._drafting is not None and current.state.phase is Phase.STEPPING:
+                    self._draft = asyncio.create_task(self._draft_on(current, self._drafting, choice))
                 yield choice
                 if await self.line.move_if_leaving():
                     return
+
+    async def _draft_on(self, current: ChainSession, drafting: Drafting, choice: Choice) -> None:
+        """Send what may follow a choice; then learn, if that was nothing, whether it would have been right."""
+        ids = list(self._ids)
+        drafts = await drafting.propose(ids, choice)
+        if current.state.phase is not Phase.STEPPING:
+            return  # lost meanwhile
+        await current.send(current.state.drafts(drafts))
+        if not drafts:
+            await drafting.try_one(ids)
+
+    async def _end_draft(self) -> None:
+        """Wait for the drafts under way; those of a chain that broke are not wanted any more."""
+        draft, self._draft = self._draft, None
+        if draft is not None:
+            draft.cancel()
+            await asyncio.wait([draft])

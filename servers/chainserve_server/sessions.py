@@ -1,7 +1,7 @@
 """The sessions that run through this server, and the places on the chains that begin here: what each message does.
 
     client -> head: Admit, Open, Activations, Reorder, Close -> next server -> ... -> tail -> client: Opened, outputs
-    in token mode: Open -> head -> Open and Activations -> ... -> tail -> client and head: Sampled
+    in token mode: Open, Drafts -> head -> Open and Activations -> ... -> tail -> client and head: Sampled
 
 A session ends everywhere when it ends anywhere: whoever sees the fault tells both neighbours, and each passes it
 on. Nothing here waits: messages are posted, work is queued.
@@ -21,6 +21,7 @@ from chainserve.protocol.messages import (
     Activations,
     Admit,
     Close,
+    Drafts,
     Failed,
     FailureCode,
     Leaving,
@@ -119,7 +120,7 @@ class Sessions:
     def handle(self, peer: PeerId, message: Message) -> None:
         """Take a message from `peer`."""
         match message:
-            case Activations() | Opened() | Reorder() | Sampled() | Stalled():
+            case Activations() | Opened() | Reorder() | Sampled() | Drafts() | Stalled():
                 self._steps.handle(peer, message)
             case Admit():
                 self._handle_admit(peer, message)
@@ -302,6 +303,7 @@ class Sessions:
                 message.ids,
                 max_tokens=message.max_tokens,
                 max_drafts=sampling.max_drafts,
+                drafts_by_client=sampling.drafts_by_client,
                 extra_s=self._extra_s,
                 clock=self._clock,
             )

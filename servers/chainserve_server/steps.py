@@ -12,6 +12,7 @@ from chainserve.planning.profile import MAX_OUTPUTS
 from chainserve.protocol.messages import (
     Activations,
     Choice,
+    Drafts,
     FailureCode,
     Message,
     Opened,
@@ -110,7 +111,7 @@ class Steps:
         self._counts = counts
         self._clock = clock
 
-    def handle(self, peer: PeerId, message: Activations | Opened | Reorder | Sampled | Stalled) -> None:
+    def handle(self, peer: PeerId, message: Activations | Opened | Reorder | Sampled | Drafts | Stalled) -> None:
         """Take a message from `peer`."""
         match message:
             case Activations():
@@ -121,6 +122,8 @@ class Steps:
                 self._handle_reorder(peer, message)
             case Sampled():
                 self._handle_sampled(peer, message)
+            case Drafts():
+                self._handle_drafts(peer, message)
             case Stalled():
                 self._handle_stalled(peer, message)
 
@@ -181,6 +184,16 @@ class Steps:
                 self._fail(choice.session, FailureCode.BAD_MESSAGE, f"tokens at {choice.start} that were not due")
             else:
                 self._go_on(session, session.tokens, choice)
+
+    def _handle_drafts(self, peer: PeerId, message: Drafts) -> None:
+        session = self._open.get(message.session)
+        if session is None or session.tokens is None or session.previous != peer:
+            self._stray(peer, message)  # still under way when the session ended
+        elif not session.tokens.takes(message) or max(message.ids, default=0) >= self._vocab_size:
+            self._fail(message.session, FailureCode.BAD_MESSAGE, f"drafts at {message.start} that were not due")
+        else:
+            session.active_s = self._clock()
+            self._feed(session, session.tokens.drafted(message))
 
     def _go_on(self, session: ServerSession, tokens: HeadTokens, choice: Choice) -> None:
         """Feed the chain with what its tail has chosen."""

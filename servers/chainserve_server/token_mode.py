@@ -1,15 +1,16 @@
 """Token mode as the head sees it: which tokens a session has, and the step that it goes on with.
 
 The tail chooses tokens and tells the head at the same time as the client; so the client's distance is not in the loop.
+It is where the client drafts by a model of its own: then the head waits for that.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from chainserve.planning.speculation import Speculation
-from chainserve.protocol.messages import Choice, Step
+from chainserve.protocol.messages import Choice, Drafts, Step
 from chainserve.types import SessionId
-from chainserve_server.drafts import PromptLookup
+from chainserve_server.drafts import LONGEST, PromptLookup
 
 KEPT_AFTER = 2
 """Answers of the tail: before the second, the step behind the prompt has made every server keep the prompt's pages."""
@@ -27,6 +28,7 @@ class HeadTokens:
         *,
         max_tokens: int,
         max_drafts: int,
+        drafts_by_client: bool = False,
         extra_s: ExtraSeconds,  # by how many seconds so many drafts make a step longer
         clock: Callable[[], float],
     ) -> None:
@@ -43,6 +45,10 @@ class HeadTokens:
         self._drafts: list[int] = []  # what may follow the last step's first token, sent or not
         self._match = 0  # tokens before them that were there before
         self._speculation = Speculation(extra_s)
+        self._by_client = Speculation(extra_s) if drafts_by_client else None
+        self._awaits_drafts = False
+        self._given: Drafts | None = None  # by the client, for what the tail has chosen or will have
+        self._checked = self._speculation  # whose drafts the last step held
         self._clock = clock
         self._began_s: float | None = None
         self._num_sent = 0  # drafts of the last step
@@ -80,15 +86,39 @@ class HeadTokens:
         return self._fed_end > 0 and choice.start == len(self.ids) and end <= self._max_tokens + 1
 
     def next_step(self, choice: Choice) -> Step | None:
-        """Take what the tail has chosen, and go on with it; None after the last token."""
+        """Take what the tail has chosen, and go on with it; None after the last token, or if drafts are to come."""
         self._learn(choice)
         self.num_answers += 1
         self._known.extend(choice.ids)
         if choice.is_last or len(self.ids) > self._max_tokens:
             return None
-        room = self._max_tokens - len(self.ids)
-        self._drafts, self._match = self._known.propose(min(self._max_drafts, room)) if self._max_drafts else ([], 0)
-        self._num_sent = self._speculation.num_drafts(match=self._match, most=len(self._drafts))
+        self._awaits_drafts = self._by_client is not None
+        return self._go_on()
+
+    def takes(self, drafts: Drafts) -> bool:
+        """Whether drafts for there can be: for the next step, or early, for what the tail is about to choose."""
+        is_due = drafts.start == len(self.ids) if self._awaits_drafts else drafts.start > len(self.ids)
+        return self._by_client is not None and is_due and len(drafts.ids) <= self._max_drafts
+
+    def drafted(self, drafts: Drafts) -> Step | None:
+        """Take the client's drafts, and go on with them if they were waited for."""
+        self._given = drafts
+        return self._go_on() if self._awaits_drafts else None
+
+    def _go_on(self) -> Step | None:
+        """The next step, unless the client's drafts for it are still to come."""
+        given: tuple[int, ...] = ()
+        if self._awaits_drafts:
+            if self._given is None or self._given.start != len(self.ids):
+                return None
+            given, self._given, self._awaits_drafts = self._given.ids, None, False
+        room = min(self._max_drafts, self._max_tokens - len(self.ids))
+        if given and self._by_client is not None:
+            self._checked, self._drafts, self._match = self._by_client, list(given[:room]), LONGEST
+        else:
+            self._checked = self._speculation
+            self._drafts, self._match = self._known.propose(room) if room else ([], 0)
+        self._num_sent = self._checked.num_drafts(match=self._match, most=len(self._drafts))
         start = len(self.ids) - 1
         ids = (self.ids[-1], *self._drafts[: self._num_sent])
         self._fed_end = start + len(ids)
@@ -100,12 +130,14 @@ class HeadTokens:
         """See how the last step's drafts did, and how long it took."""
         if self._began_s is None:
             return
-        self._speculation.took(self._clock() - self._began_s, num_drafts=self._num_sent)
+        for speculation in (self._speculation, self._by_client):
+            if speculation is not None:
+                speculation.took(self._clock() - self._began_s, num_drafts=self._num_sent)
         compared = self._drafts[: max(self._num_sent, 1)]  # one that was not sent is compared too
         pairs = zip(compared, choice.ids, strict=False)
         num_right = next((at for at, (draft, token) in enumerate(pairs) if draft != token), None)
         if num_right is None:
             num_right = min(len(compared), len(choice.ids))
-            self._speculation.verified(self._match, num_right, num_wrong=0)
+            self._checked.verified(self._match, num_right, num_wrong=0)
         else:
-            self._speculation.verified(self._match, num_right, num_wrong=1)
+            self._checked.verified(self._match, num_right, num_wrong=1)

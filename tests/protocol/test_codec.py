@@ -23,6 +23,7 @@ from chainserve.protocol.messages import (
     Beat,
     Choice,
     Close,
+    Drafts,
     Failed,
     FailureCode,
     Leaving,
@@ -41,7 +42,7 @@ from chainserve.protocol.messages import (
     row_bytes,
 )
 from chainserve.protocol.pages import HASH_BYTES
-from chainserve.protocol.sampling import MAX_GRAMMAR_BYTES, MAX_LOGPROBS, Sampling
+from chainserve.protocol.sampling import MAX_DRAFTS, MAX_GRAMMAR_BYTES, MAX_LOGPROBS, Sampling
 from chainserve.types import Hop, PeerId, SessionId, Span
 
 LIMITS = Limits()
@@ -91,6 +92,8 @@ MESSAGES: list[Frame] = [
     Opened(SESSION),
     ACTIVATIONS,
     SAMPLED,
+    Drafts(SESSION, 9, (4, 70_000)),
+    Drafts(SESSION, 9, ()),
     Reorder(SESSION, (1, 0, 0)),
     Close(SESSION),
     Failed(SESSION, PeerId("B"), FailureCode.CACHE_FULL, "12 tokens\nfree"),
@@ -132,6 +135,7 @@ samplings = st.builds(
     end_tokens=st.lists(tokens, min_size=1, max_size=3).map(tuple),
     num_logprobs=st.none() | st.integers(0, MAX_LOGPROBS),
     max_drafts=st.integers(0, 63),
+    drafts_by_client=st.booleans(),
     grammar=st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=20),
 )
 logprobs = st.builds(Logprobs, st.floats(-20, 0), st.lists(st.tuples(tokens, st.floats(-20, 0)), max_size=3).map(tuple))
@@ -182,6 +186,7 @@ messages = st.one_of(
     activations(),
     st.builds(Opened, sessions, counts),
     st.lists(choices(), min_size=1, max_size=3).map(lambda made: Sampled(tuple(made))),
+    st.builds(Drafts, sessions, counts, st.lists(counts, max_size=MAX_DRAFTS).map(tuple)),
     sessions.map(Close),
     st.builds(Reorder, sessions, lanes, sequences),
     st.builds(Admit, sessions, chains(), st.integers(0, LIMITS.max_epoch), counts, st.booleans()),

@@ -49,6 +49,7 @@ def _add_options(gateway: argparse.ArgumentParser, *, port: int) -> None:
         metavar="SECONDS",
         help=f"answer 429 if a place would have to be waited for longer ({MAX_WAIT_S:.0f})",
     )
+    gateway.add_argument("--draft-model", metavar="MODEL", help="a smaller model, on this machine, that drafts answers")
     gateway.add_argument("--json", action="store_true", help="say where it serves as JSON")
 
 
@@ -88,6 +89,7 @@ def end_of_input(*, is_watched: bool) -> asyncio.Event:
 async def serving(options: argparse.Namespace) -> AsyncIterator[str]:
     """Join the swarm and serve; gives the address to ask at."""
     from chainserve.swarm.token import JoinToken
+    from chainserve_client.client import load_draft_model
     from chainserve_client.gateway.app import Gateway
     from chainserve_client.gateway.keys import Keys, read_keys
     from chainserve_client.gateway.models import Models
@@ -97,11 +99,12 @@ async def serving(options: argparse.Namespace) -> AsyncIterator[str]:
 
     name = JoinToken.decode(options.token, now=time.time()).swarm
     keys = None if options.api_keys is None else Keys(read_keys(options.api_keys))
+    draft = await load_draft_model(options.draft_model) if options.draft_model is not None else None
     network = await join(options.token)
     try:
         async with watching(network, swarm=name) as watch:
             gateway = Gateway(
-                Models(network),
+                Models(network, draft=draft),
                 keys=keys,
                 cors_origins=options.cors_origin,
                 max_wait_s=options.max_wait,
@@ -112,6 +115,8 @@ async def serving(options: argparse.Namespace) -> AsyncIterator[str]:
                 yield url
     finally:
         await network.close()
+        if draft is not None:
+            draft.close()
 
 
 @asynccontextmanager

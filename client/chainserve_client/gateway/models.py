@@ -1,20 +1,28 @@
 """The models of a swarm, by name, and a client for each that is asked for."""
 
 import asyncio
+import logging
+from typing import TYPE_CHECKING
 
-from chainserve.errors import SwarmError
+from chainserve.errors import ModelNotFoundError, SwarmError
 from chainserve_client.client import AsyncClient
 from chainserve_client.gateway.errors import model_not_found
 from chainserve_client.network import ModelInSwarm, Network, models_in
-from chainserve_client.text_model import fetch_text_model
+from chainserve_client.text_model import TextModel, fetch_text_model
+
+if TYPE_CHECKING:
+    from chainserve_client.draft_model import DraftModel
+
+logger = logging.getLogger(__name__)
 
 
 class Models:
     """What the swarm serves now, over one network."""
 
-    def __init__(self, network: Network, *clients: AsyncClient) -> None:
-        """`clients` are of models whose text side is known already."""
+    def __init__(self, network: Network, *clients: AsyncClient, draft: "DraftModel | None" = None) -> None:
+        """`clients` are of models whose text side is known already; `draft` drafts for those that it fits."""
         self._network = network
+        self._draft = draft
         self._clients = {client.model.digest: client for client in clients}
         self._fetching = asyncio.Lock()
 
@@ -40,8 +48,17 @@ class Models:
         async with self._fetching:
             if model.digest not in self._clients:
                 text = await fetch_text_model(self._network, model)
-                self._clients[model.digest] = AsyncClient(self._network, model, text)
+                self._clients[model.digest] = AsyncClient(self._network, model, text, draft=self._draft_for(text))
         return self._clients[model.digest]
+
+    def _draft_for(self, text: TextModel) -> "DraftModel | None":
+        if self._draft is not None:
+            try:
+                self._draft.check_fits(text)
+            except ModelNotFoundError as error:
+                logger.warning("answers of %s come without a draft model: %s", text.name, error)
+                return None
+        return self._draft
 
     def check(self) -> None:
         """SwarmError unless some model has all its blocks, by a view that is not old."""
