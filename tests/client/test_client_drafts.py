@@ -132,7 +132,6 @@ async def test_drafts_that_make_no_sense_end_their_session(shift: int, ids: tupl
     async with served({"a": Span(0, 8)}) as swarm:
         network = await swarm.client()
         line = await open_line(network, replace(request, chain=swarm.chain("a")))
-        await line.current.send(line.current.state.drafts(()))
         async with aclosing(line.current.outputs(len(known))) as outputs:
             known += (await anext(outputs)).ids
             await line.current.send(Drafts(line.current.state.id, len(known) + shift, ids))
