@@ -1,16 +1,17 @@
 """Run a server's blocks over packed batches of many sessions."""
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chainserve.errors import FrameError
+from chainserve.models import graphs, lean
 from chainserve.models.cache import KVCache
-from chainserve.models.cache_name import CACHE
 from chainserve.models.ends import Ends
-from chainserve.models.graphs import MOST_ROWS, Graphs
 from chainserve.models.linear import speed_up
 from chainserve.models.skeleton import blocks_of, final_norm, with_skips
 from chainserve.protocol.messages import DTYPES, Step
@@ -27,7 +28,8 @@ class Runner:
         self._hidden_size = model.config.hidden_size
         self._blocks = {span: blocks_of(self._base)}
         speed_up(self._blocks[span])
-        self._graphs = Graphs(self._run) if self.device.type == "cuda" else None
+        self._graphs = graphs.Graphs(partial(lean.run_family, self._base)) if self.device.type == "cuda" else None
+        self._lean: dict[Span, list[lean.LeanBlock] | None] = {}
         self.span = span
         self.cache = cache
         self.ends = ends or Ends()
@@ -55,29 +57,32 @@ class Runner:
         cache = self.cache.begin(steps, span)
         blocks = self._blocks_of(span)
         output = None
-        if self._graphs is not None and total <= MOST_ROWS and (table := cache.table(span)) is not None:
+        if self._graphs is not None and total <= graphs.MOST_ROWS and (table := cache.table(span)) is not None:
             output = self._graphs.forward(hidden, table, blocks, span)
         if output is None:
-            positions = torch.cat([torch.arange(step.start, step.start + step.num_tokens) for step in steps])
-            output = self._run(hidden, positions.to(hidden.device), cache, blocks)
+            ranges = (range(step.start, step.start + step.num_tokens) for step in steps)
+            positions = torch.tensor([*chain.from_iterable(ranges)], device=hidden.device)
+            if total <= lean.MOST_ROWS and (few := self._lean_of(span)) is not None:
+                output = lean.run_lean(self._base, hidden, positions, cache, few)
+            else:
+                output = lean.run_family(self._base, hidden, positions, cache, blocks)
         cache.commit()
         return output
 
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Make ready for small batches through all blocks, before there are any sessions."""
+        self._lean_of(self.span)
         if self._graphs is not None:
             like = torch.zeros(1, self._hidden_size, dtype=self.dtype, device=self.device)
             self._graphs.prepare(like, self._blocks[self.span], self.span)
 
-    def _run(self, hidden: Tensor, positions: Tensor, cache: object, blocks: nn.ModuleList) -> Tensor:
-        """Hidden states (total, hidden) at `positions` (total,) through `blocks`."""
-        self._base.layers = blocks
-        output = self._base(
-            inputs_embeds=hidden.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=True, **{CACHE: cache}
-        )
-        result: Tensor = output.last_hidden_state.squeeze(0)
-        return result
+    def _lean_of(self, span: Span) -> list[lean.LeanBlock] | None:
+        if span not in self._lean:
+            like = torch.empty(0, self._hidden_size, dtype=self.dtype)
+            is_cpu = self.device.type == "cpu"
+            self._lean[span] = lean.lean_blocks(self._base, self._blocks[span], span, like=like) if is_cpu else None
+        return self._lean[span]
 
     def _blocks_of(self, span: Span) -> nn.ModuleList:
         if span not in self._blocks:

@@ -1,5 +1,7 @@
 """Forwards over tables of rows: on a GPU as CUDA graphs; elsewhere Triton's interpreter runs the same kernels."""
 
+from functools import partial
+
 import pytest
 import torch
 from tiny_models import (
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from chainserve.models.attention import Masks, _plain
 from chainserve.models.graphs import Graphs
+from chainserve.models.lean import run_family
 from chainserve.models.rows import Rows, table_of
 
 pytest.importorskip("triton", reason="Triton has no build for this platform")
@@ -35,7 +38,7 @@ TRIED = FAMILIES if HAS_GPU else ("gemma2",)  # with windows and caps; the inter
 def with_graphs(family: str) -> TinyChain:
     chain = TinyChain(random_model(FAMILIES[family]).to(DEVICE))
     for runner in chain.runners:
-        runner._graphs = Graphs(runner._run, backend=BACKEND)
+        runner._graphs = Graphs(partial(run_family, runner._base), backend=BACKEND)
         if HAS_GPU:
             runner.warm_up()
     return chain
@@ -134,7 +137,7 @@ def test_without_a_compiler_forwards_go_on_without_graphs() -> None:
     chain = TinyChain(random_model(FAMILIES["llama"]))
     chain.open(A)
     for runner in chain.runners:
-        runner._graphs = Graphs(runner._run, backend="no such compiler")
+        runner._graphs = Graphs(partial(run_family, runner._base), backend="no such compiler")
     ids = random_ids(3, seed=1)
     hidden = embeddings(chain.model, ids)
     parts = [chain.run((A, at, hidden[at : at + 1]))[0] for at in range(3)]

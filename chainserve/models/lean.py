@@ -1,0 +1,227 @@
+"""Blocks of the usual kind with half the operators, for the few rows of decode steps on the CPU.
+
+A family's own forward of a block is some seventy operators and twenty calls of modules, most of which work on a few
+hundred numbers when a step has few rows: on small models launching them takes a fifth of the time. What is done here is
+the same with fewer. Nothing is known of families: a block is taken only if it consists of the usual parts, and if what
+comes out for some rows is what the family's own forward gives. All others, and steps of more rows, run as ever.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
+from transformers import AttentionInterface
+
+from chainserve.models.attention import ATTENTION_ARGUMENTS, Ragged, packed_attention
+from chainserve.models.cache_name import CACHE
+from chainserve.models.linear import FewRowsLinear, LargeLinear
+from chainserve.models.skeleton import with_skips
+from chainserve.types import Span
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 16
+"""With more, launching matters little, and the operators of the family are as fast."""
+
+ASKS = "chainserve-asks"
+"""Name under which transformers finds the attention that notes what it is asked for."""
+KNOWN, NOTED = "_chainserve_lean", "_chainserve_noted"
+"""Attributes of blocks and of their attention, for what is known of them."""
+LINEARS = (nn.Linear, FewRowsLinear, LargeLinear)
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
+"""How far the two may be apart, relative to what the block adds."""
+
+PARTS = {
+    "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
+    "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+}
+HEAD_NORMS = {"q_norm", "k_norm"}
+"""Which some families have beside the parts of attention."""
+
+Operator = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Rotary embeddings of some rows: cosines, and sines negative in their first half, (rows, 1, dim)."""
+
+    cosines: Tensor
+    sines: Tensor
+
+    @classmethod
+    def at(cls, base: nn.Module, hidden: Tensor, positions: Tensor) -> "Rotation":
+        """As the family has them at positions (rows,)."""
+        cosines, sines = base.get_submodule("rotary_emb")(hidden.unsqueeze(0), positions.unsqueeze(0))
+        half = sines.shape[-1] // 2
+        return cls(cosines[0].unsqueeze(1), torch.cat((-sines[0, :, :half], sines[0, :, half:]), dim=-1).unsqueeze(1))
+
+    def turn(self, heads: Tensor) -> Tensor:
+        """Queries or keys (rows, heads, dim), turned."""
+        return torch.addcmul(heads * self.cosines, heads.roll(self.cosines.shape[-1] // 2, dims=-1), self.sines)
+
+
+class LeanBlock:
+    """One block; what it is made of stays where it is."""
+
+    def __init__(self, block: nn.Module, arguments: Mapping[str, Any]) -> None:
+        """`arguments` are what the family gives to attention."""
+        attention, mlp = block.get_submodule("self_attn"), block.get_submodule("mlp")
+        self._attention = attention
+        self._arguments = arguments
+        self._number = cast(int, attention.layer_idx)
+        self._dim = cast(int, attention.head_dim)
+        self._before, self._between = _norm(block, "input_layernorm"), _norm(block, "post_attention_layernorm")
+        self._queries, self._keys, self._values, self._out = (
+            attention.get_submodule(name).forward for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+        )
+        names = {name for name, _ in attention.named_children()}
+        self._of_queries, self._of_keys = (
+            _norm(attention, name) if name in names else None for name in ("q_norm", "k_norm")
+        )
+        self._gate, self._up, self._down = (
+            mlp.get_submodule(name).forward for name in ("gate_proj", "up_proj", "down_proj")
+        )
+        self._act: Operator = mlp.get_submodule("act_fn").forward
+
+    def __call__(self, hidden: Tensor, rotation: Rotation, cache: Any) -> Tensor:
+        """Hidden states (rows, hidden) to (rows, hidden)."""
+        num_rows = len(hidden)
+        normed = self._before(hidden)
+        queries = self._queries(normed).view(num_rows, -1, self._dim)
+        keys = self._keys(normed).view(num_rows, -1, self._dim)
+        values = self._values(normed).view(num_rows, -1, self._dim)
+        if self._of_queries is not None and self._of_keys is not None:
+            queries, keys = self._of_queries(queries), self._of_keys(keys)
+        queries, keys = rotation.turn(queries), rotation.turn(keys)
+        all_keys, all_values = cache.update(_packed(keys), _packed(values), self._number)
+        attended, _ = packed_attention(self._attention, _packed(queries), all_keys, all_values, None, **self._arguments)
+        hidden = hidden + self._out(attended.view(num_rows, -1))
+        normed = self._between(hidden)
+        widened = self._act(self._gate(normed)).mul_(self._up(normed))
+        added: Tensor = self._down(widened)
+        return hidden + added
+
+
+def run_lean(base: nn.Module, hidden: Tensor, positions: Tensor, cache: Any, blocks: Sequence[LeanBlock]) -> Tensor:
+    """Hidden states (rows, hidden) at `positions` (rows,) through the blocks, which are the base model's."""
+    rotation = Rotation.at(base, hidden, positions)
+    for block in blocks:
+        hidden = block(hidden, rotation, cache)
+    return hidden
+
+
+@torch.inference_mode()
+def lean_blocks(base: nn.Module, blocks: nn.ModuleList, span: Span, *, like: Tensor) -> list[LeanBlock] | None:
+    """The blocks of `span`, if all of them can be run so; None else. `like` is of the hidden states' type, on the CPU.
+
+    Nothing else may use the blocks meanwhile, unless they were asked about before.
+    """
+    made = []
+    for number in span:
+        block = blocks[number]
+        if KNOWN not in block.__dict__:
+            block.__dict__[KNOWN] = _lean(base, with_skips(blocks, Span(number, number + 1)), number, like=like)
+        if block.__dict__[KNOWN] is None:
+            return None
+        made.append(block.__dict__[KNOWN])
+    return made
+
+
+def _lean(base: nn.Module, blocks: nn.ModuleList, number: int, *, like: Tensor) -> LeanBlock | None:
+    """The block of this number, the only one that is not skipped, if it gives the same."""
+    block = blocks[number]
+    if like.dtype not in TOLERANCE or not _has_the_usual_parts(block):
+        return None
+    positions = torch.tensor([3, 40, 700])
+    hidden = torch.empty(len(positions), like.shape[-1]).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    hidden = hidden.to(like.dtype)
+    try:
+        with _noting(block.get_submodule("self_attn")) as arguments:
+            wanted = run_family(base, hidden, positions, _NothingCached(), blocks)
+        lean = LeanBlock(block, arguments)
+        given = run_lean(base, hidden, positions, _NothingCached(), [lean])
+    except Exception as error:  # noqa: BLE001 (of a family's code, to which this was never promised: any kind)
+        logger.info("blocks of %s run by their own forward: %s", type(base).__name__, error)
+        return None
+    apart, added = (given - wanted).abs().max(), (wanted - hidden).abs().max()
+    if not apart <= TOLERANCE[like.dtype] * (added + torch.finfo(like.dtype).eps):
+        logger.info("blocks of %s run by their own forward: theirs differs by %.2g", type(base).__name__, apart)
+        return None
+    return lean
+
+
+class _NothingCached:
+    """The cache of a sequence that begins."""
+
+    def update(self, keys: Tensor, values: Tensor, *_args: object, **_kwargs: object) -> tuple[Ragged, Ragged]:
+        num_new = [keys.shape[2]]
+        return Ragged([keys], num_new), Ragged([values], num_new)
+
+    def get_seq_length(self, _layer_idx: int = 0) -> int:
+        return 0
+
+
+def run_family(base: nn.Module, hidden: Tensor, positions: Tensor, cache: object, blocks: nn.ModuleList) -> Tensor:
+    """Hidden states (rows, hidden) at `positions` (rows,) through blocks, by the base model's own forward."""
+    base.layers = blocks
+    output = base(
+        inputs_embeds=hidden.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=True, **{CACHE: cache}
+    )
+    result: Tensor = output.last_hidden_state.squeeze(0)
+    return result
+
+
+def _has_the_usual_parts(block: nn.Module) -> bool:
+    """Whether the block consists of the parts that `LeanBlock` runs, and of no others."""
+    for parent, wanted in PARTS.items():
+        children = dict(block.get_submodule(parent).named_children())
+        names = children.keys() - HEAD_NORMS if children.keys() >= HEAD_NORMS else children.keys()
+        linears = [child for name, child in children.items() if name.endswith("_proj")]
+        if names != wanted or not all(type(child) in LINEARS for child in linears):
+            return False
+    return True
+
+
+def _norm(parent: nn.Module, name: str) -> Operator:
+    """A norm by its root mean square."""
+    module = parent.get_submodule(name)
+    [weight] = module.parameters()
+    eps = cast(float, module.variance_epsilon)
+    return lambda rows: rms_norm(rows, weight.shape, weight, eps)
+
+
+def _packed(heads: Tensor) -> Tensor:
+    """Rows (rows, heads, dim) as attention and cache want them: (1, heads, rows, dim)."""
+    return heads.transpose(0, 1).unsqueeze(0)
+
+
+@contextmanager
+def _noting(attention: nn.Module) -> Iterator[dict[str, Any]]:
+    """What the family gives to attention beside queries, keys and values, once it has run."""
+    noted: dict[str, Any] = {}
+    config: Any = attention.config
+    noting = copy.copy(config)
+    noting._attn_implementation = ASKS
+    attention.config = noting
+    attention.__dict__[NOTED] = noted
+    try:
+        yield noted
+    finally:
+        attention.config = config
+        del attention.__dict__[NOTED]
+
+
+def _attention_that_notes(module: nn.Module, *tensors: Any, **arguments: Any) -> tuple[Tensor, None]:
+    module.__dict__[NOTED].update({name: arguments[name] for name in ATTENTION_ARGUMENTS & arguments.keys()})
+    return packed_attention(module, *tensors, **arguments)
+
+
+AttentionInterface.register(ASKS, _attention_that_notes)

@@ -1,0 +1,100 @@
+"""Which blocks are run with fewer operators, and that they give what the family's own forward gives."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FAMILIES, HIDDEN, NUM_BLOCKS, filled, random_model
+from torch import Tensor, nn
+from transformers import GraniteConfig, LlamaConfig, PretrainedConfig
+
+from chainserve.models import lean
+from chainserve.models.cache import KVCache
+from chainserve.models.runner import Runner
+from chainserve.models.skeleton import build_skeleton
+from chainserve.protocol.messages import Step
+from chainserve.types import SessionId, Span
+
+WHOLE = Span(0, NUM_BLOCKS)
+SESSION = SessionId(bytes(16))
+
+
+def runner_of(config: PretrainedConfig, *, dtype: torch.dtype = torch.float32) -> Runner:
+    model = random_model(config).to(dtype)
+    skeleton = filled(build_skeleton(config, WHOLE), model)
+    return Runner(skeleton, WHOLE, KVCache(WHOLE, budget_tokens=100))
+
+
+def is_lean(runner: Runner) -> bool:
+    runner.warm_up()
+    return runner._lean[WHOLE] is not None
+
+
+def granite(**changes: Any) -> GraniteConfig:
+    """Llama's parts, with factors that no part shows."""
+    plain = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0}
+    return GraniteConfig(**FAMILIES["llama"].to_diff_dict() | {"model_type": "granite"} | plain | changes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
+def test_the_usual_blocks_are_lean_and_give_the_same(family: str, dtype: torch.dtype) -> None:
+    runner = runner_of(FAMILIES[family], dtype=dtype)
+    runner.cache.reserve(SESSION, WHOLE, num_lanes=1, max_tokens=40)
+    hidden = torch.randn(24, HIDDEN, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def outputs(sizes: tuple[int, ...]) -> Tensor:
+        start, parts = 0, []
+        for size in sizes:
+            step = Step(SESSION, 0, start, size, size)
+            parts.append(runner.forward(hidden[start : start + size], [step], WHOLE))
+            start += size
+        return torch.cat(parts)
+
+    assert is_lean(runner)
+    few = outputs((lean.MOST_ROWS, *[1] * 8))
+    runner._lean[WHOLE] = None
+    own = outputs((lean.MOST_ROWS, *[1] * 8))
+    assert (few - own).abs().max() <= NUM_BLOCKS * lean.TOLERANCE[dtype] * own.abs().max()
+    if dtype == torch.float32:
+        assert not torch.equal(few, own), "the lean way was not taken"
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("llama", "qwen3", "mistral")])
+def test_blocks_of_other_parts_run_by_their_own_forward(family: str) -> None:
+    assert not is_lean(runner_of(FAMILIES[family]))
+
+
+def test_the_usual_parts_put_together_in_another_way_are_noticed() -> None:
+    assert is_lean(runner_of(granite(attention_multiplier=0.3)))  # attention is told
+    assert not is_lean(runner_of(granite(residual_multiplier=0.9)))
+
+
+def test_biases_and_other_activations_are_taken_along() -> None:
+    config = LlamaConfig(
+        **FAMILIES["llama"].to_diff_dict() | {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}
+    )
+    assert is_lean(runner_of(config))
+
+
+def test_linear_layers_of_another_kind_are_left_alone() -> None:
+    class Quantized(nn.Linear):
+        pass
+
+    runner = runner_of(FAMILIES["llama"])
+    runner._blocks[WHOLE][3].mlp.up_proj.__class__ = Quantized
+    assert not is_lean(runner)
+    runner.cache.reserve(SESSION, WHOLE, num_lanes=1, max_tokens=4)
+    runner.forward(torch.randn(1, HIDDEN), [Step(SESSION, 0, 0, 1, 1)], WHOLE)
+
+
+def test_what_is_known_of_a_block_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_of(FAMILIES["llama"])
+    assert is_lean(runner)
+    monkeypatch.setattr(lean, "_lean", None)
+    part = Span(2, 5)
+    runner.cache.reserve(SESSION, part, num_lanes=1, max_tokens=4)
+    runner.forward(torch.randn(1, HIDDEN), [Step(SESSION, 0, 0, 1, 1)], part)
+    assert len(runner._lean[part] or ()) == len(part)
+    config = runner._blocks[WHOLE][0].self_attn.config
+    assert config._attn_implementation != lean.ASKS
