@@ -427,7 +427,7 @@ class Server:
             size = chunks.beside_decoding(times, num_blocks=num_blocks, num_decoding=num_decoding)
         else:
             size = chunks.along_chain(
-                times, num_blocks=num_blocks, num_tokens=work.step.num_tokens, num_hops=work.num_hops
+                times, num_blocks=num_blocks, num_tokens=work.prompt_tokens, num_hops=work.num_hops
             )
         return min(size, self._config.max_batch_tokens)
 

@@ -26,6 +26,7 @@ class Work:
     sampler: TokenSampler | None = None
     head: PeerId | None = None
     num_hops: int = 1  # of the chain
+    cut_from: int = 0  # tokens of the prompt that this is the rest of; 0: it is whole
 
     @property
     def is_decoding(self) -> bool:
@@ -37,12 +38,17 @@ class Work:
         """Whether it may be cut into chunks."""
         return self.hidden is None and self.step.num_outputs <= 1
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the prompt, before any chunk of it was cut off."""
+        return self.cut_from or self.step.num_tokens
+
     def cut(self, num_tokens: int) -> tuple["Work", "Work"]:
         """The first tokens of a prompt, and the rest."""
         step, end = self.step, self.step.start + num_tokens
         first = replace(step, num_tokens=num_tokens, num_outputs=0, ids=step.ids[:num_tokens])
         rest = replace(step, start=end, num_tokens=step.num_tokens - num_tokens, ids=step.ids[num_tokens:])
-        return replace(self, step=first), replace(self, step=rest)
+        return replace(self, step=first), replace(self, step=rest, cut_from=self.prompt_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,6 +33,16 @@ def test_alone_a_server_runs_as_much_as_it_can_at_once_and_a_chain_runs_chunks()
     assert along_chain(TIMES, num_blocks=10, num_tokens=10, num_hops=4) >= 10
 
 
+@pytest.mark.parametrize("num_tokens", [17, 100, 1500, 2048, 5000])
+@pytest.mark.parametrize("num_hops", [2, 5])
+def test_chunks_of_a_prompt_are_nearly_equal(num_tokens: int, num_hops: int) -> None:
+    """As each turn takes as long as the largest: the last one is no remnant."""
+    size = along_chain(TIMES, num_blocks=10, num_tokens=num_tokens, num_hops=num_hops)
+    num_chunks = -(-num_tokens // size)
+    assert size <= MAX_BATCH_TOKENS
+    assert num_chunks == 1 or num_tokens - (num_chunks - 1) * size > size - SIZES[0] * num_chunks
+
+
 def test_small_chunks_do_not_pay_for_what_each_takes_beside_the_blocks() -> None:
     steady = replace(
         TIMES, forward_s=0.0, prefill=((16, 0.0002), (1024, 0.0128))

@@ -131,8 +131,13 @@ def test_a_prompt_is_cut_into_chunks_that_follow_each_other(num_tokens: int, siz
     whole = Work(Step(session(1), 0, 7, num_tokens, 1, ids=ids), SPAN, None, NEXT, is_tail=False)
     queue: deque[Item] = deque([whole])
     chunks = []
+
+    def chunk_tokens(rest: Work) -> int:
+        assert rest.prompt_tokens == num_tokens  # what the size was chosen for stays what it is chosen for
+        return size
+
     while queue:
-        cut_prompt(queue, lambda _: size)
+        cut_prompt(queue, chunk_tokens)
         [work] = choose_batch({session(1): queue}, max_tokens=1024)
         queue.remove(work)
         chunks.append(work.step)

@@ -80,6 +80,8 @@ class Chunk(NamedTuple):
     session: Session
     num_tokens: int
     is_last: bool
+    cut_from: int = 0
+    """Tokens of the prompt that this is the rest of; 0: it is whole."""
 
 
 class Work:
@@ -238,15 +240,16 @@ class Server:
         for queue in self._chunks.values():
             first = queue[0]
             num_blocks = len(first.leg.span)
+            prompt_tokens = first.cut_from or first.num_tokens
             if num_decoding:
                 size = beside_decoding(times, num_blocks=num_blocks, num_decoding=num_decoding)
             else:
                 size = along_chain(
-                    times, num_blocks=num_blocks, num_tokens=first.num_tokens, num_hops=first.leg.num_hops
+                    times, num_blocks=num_blocks, num_tokens=prompt_tokens, num_hops=first.leg.num_hops
                 )
             size = min(size, self._server.max_batch_tokens)
             if first.num_tokens > size:
-                queue[0] = first._replace(num_tokens=first.num_tokens - size)
+                queue[0] = first._replace(num_tokens=first.num_tokens - size, cut_from=prompt_tokens)
                 queue.appendleft(first._replace(num_tokens=size, is_last=False))
 
     def _forwards_s(self, work: Work) -> float:
