@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from functools import cache
+from typing import Unpack
 
 import pytest
 import torch
-from bundled import NEW_TOKENS, QUESTIONS, MakeSwarm, Reference
+from bundled import MODEL, NEW_TOKENS, QUESTIONS, MakeSwarm, Reference
 
 from chainserve_client import AsyncClient, Client, RemoteModelForCausalLM
+from chainserve_client.parameters import GenerationOptions
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
 
@@ -64,6 +66,24 @@ async def test_greedy_tokens_are_those_of_the_whole_model(
 
     assert expected.items() <= one_at_a_time.items() <= at_once.items()
     assert [question for question, answer in at_once.items() if not is_greedy(question, answer)] == []
+
+
+async def test_a_draft_model_at_the_client_changes_no_token(
+    make_swarm: MakeSwarm, reference: Reference, is_greedy: IsGreedy
+) -> None:
+    """It is the same model, which does not pay on one machine: few drafts are sent, most of which are right."""
+    swarm = await asyncio.to_thread(make_swarm, *SPLITS["two-unequal"])
+    async with await AsyncClient.connect(swarm.token, draft_model=MODEL) as client:
+
+        async def tokens(question: str, **how: Unpack[GenerationOptions]) -> tuple[int, ...]:
+            return (await client.generate(reference.prompt(question), max_new_tokens=NEW_TOKENS, **how)).tokens
+
+        greedy = await asyncio.gather(*map(tokens, FEW_QUESTIONS))
+        drawn, plain = [
+            await tokens(FEW_QUESTIONS[0], temperature=0.8, seed=3, max_drafts=max_drafts) for max_drafts in (8, 0)
+        ]
+    assert all(map(is_greedy, FEW_QUESTIONS, greedy))
+    assert drawn == plain
 
 
 def test_what_is_not_greedy_is_seen(reference: Reference, expected: Expected) -> None:

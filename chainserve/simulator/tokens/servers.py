@@ -244,9 +244,7 @@ class Server:
             if num_decoding:
                 size = beside_decoding(times, num_blocks=num_blocks, num_decoding=num_decoding)
             else:
-                size = along_chain(
-                    times, num_blocks=num_blocks, num_tokens=prompt_tokens, num_hops=first.leg.num_hops
-                )
+                size = along_chain(times, num_blocks=num_blocks, num_tokens=prompt_tokens, num_hops=first.leg.num_hops)
             size = min(size, self._server.max_batch_tokens)
             if first.num_tokens > size:
                 queue[0] = first._replace(num_tokens=first.num_tokens - size, cut_from=prompt_tokens)
