@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
@@ -65,7 +66,8 @@ class Drafting:
 
     def close(self) -> None:
         """Free what the draft model has cached, once it has ended what is under way."""
-        self._thread.submit(self._draft.close)
+        with suppress(RuntimeError):  # the thread has ended, and with it the model
+            self._thread.submit(self._draft.close)
 
     def _verify(self, choice: Choice) -> None:
         pairs = list(zip(self._proposed, choice.ids, strict=False))
