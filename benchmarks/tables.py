@@ -152,8 +152,8 @@ def drafts(report: dict[str, Any]) -> str:
     ]
     return "\n\n".join(
         [
-            "Three servers, greedy answers with drafts and without, the same tokens. The draft model is the same as "
-            "the servers', for want of a smaller one: nearly all is right, and a draft takes long. "
+            "Three servers, greedy answers with drafts and without, the same tokens. Where there is a draft model it "
+            "is the servers' own, for want of a smaller one: nearly all is right, and a draft takes long. "
             f"{measured(report['circumstances'])}",
             table(["prompts", "tokens/s without", "with", "speedup", "of single prompts"], rows),
         ]

@@ -78,7 +78,7 @@ async def test_a_draft_model_at_the_client_changes_no_token(
         async def tokens(question: str, **how: Unpack[GenerationOptions]) -> tuple[int, ...]:
             return (await client.generate(reference.prompt(question), max_new_tokens=NEW_TOKENS, **how)).tokens
 
-        greedy = await asyncio.gather(*map(tokens, FEW_QUESTIONS))
+        greedy = await asyncio.gather(*map(tokens, FEW_QUESTIONS[:2]))
         drawn, plain = [
             await tokens(FEW_QUESTIONS[0], temperature=0.8, seed=3, max_drafts=max_drafts) for max_drafts in (8, 0)
         ]
