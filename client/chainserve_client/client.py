@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -171,12 +171,12 @@ class AsyncClient:
             ids=ids,
             dispatch=self.dispatch,
         )
-        try:
-            return TokenSession(await open_line(self.network, request), ids, drafting=drafting)
-        except BaseException:
+        with ExitStack() as undo:
             if drafting is not None:
-                drafting.close()
-            raise
+                undo.callback(drafting.close)
+            line = await open_line(self.network, request)
+            undo.pop_all()
+        return TokenSession(line, ids, drafting=drafting)
 
     async def plan(self) -> SwarmPlan | None:
         """The plan that the servers of this model follow now, None if there is none yet.

@@ -48,7 +48,7 @@ class DraftModel:
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafts")
 
     @classmethod
-    def load(cls, name: str, *, progress: bool = False) -> Self:
+    def load(cls, name: str) -> Self:
         """The model that `name` stands for on this machine, on its GPU if it has one.
 
         ModelNotFoundError, UnsupportedModelError or WeightsError if that cannot be.
@@ -61,7 +61,7 @@ class DraftModel:
         blocks = build_skeleton(source.config, span)
         ends = build_skeleton(source.config, None, embed=True, head=True)
         for part in (blocks, ends):
-            load_weights(part, source, dtype=dtype, device=device, progress=progress)
+            load_weights(part, source, dtype=dtype, device=device, progress=False)
         runner = Runner(blocks, span, KVCache(span, budget_tokens=CACHE_TOKENS), ends=Ends(ends))
         runner.warm_up()
         return cls(name, runner, tokens=source.tokenizer().get_vocab(), vocab_size=source.config.vocab_size)

@@ -1,11 +1,11 @@
 """A client that drafts by a model of its own gets the same tokens in fewer steps, whatever the model says."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from served_in_memory import MODEL, VOCAB, MemorySwarmOfServers, generated, served, until
@@ -13,10 +13,11 @@ from served_in_memory import MODEL, VOCAB, MemorySwarmOfServers, generated, serv
 from chainserve.errors import SessionLostError
 from chainserve.protocol.messages import Choice, Drafts
 from chainserve.protocol.sampling import Sampling
-from chainserve.types import SessionId, Span
+from chainserve.types import Chain, SessionId, Span
 from chainserve_client.drafting import Drafting
 from chainserve_client.opening import Request, open_line
 from chainserve_client.token_session import TokenSession
+from chainserve_server.token_mode import HeadTokens
 
 THREE = {"a": Span(0, 3), "b": Span(3, 6), "c": Span(6, 8)}
 TWICE = {"a": Span(0, 4), "b": Span(4, 8), "c": Span(0, 4), "d": Span(4, 8)}
@@ -55,17 +56,22 @@ def thread() -> Iterator[ThreadPoolExecutor]:
         yield made
 
 
-async def answer(swarm: MemorySwarmOfServers, sampling: Sampling, drafting: Drafting | None) -> AsyncIterator[Choice]:
-    """The tail's choices; whoever takes them may change the swarm meanwhile."""
-    ids = list(PROMPT)
-    request = Request(
+def request_of(sampling: Sampling, ids: list[int], *, chain: Chain | None = None) -> Request:
+    return Request(
         model=MODEL,
         num_lanes=1,
         max_tokens=len(ids) + NUM_TOKENS - 1,
         timeout_s=20.0,
-        sampling=replace(sampling, drafts_by_client=drafting is not None),
+        sampling=sampling,
         ids=ids,
+        chain=chain,
     )
+
+
+async def answer(swarm: MemorySwarmOfServers, sampling: Sampling, drafting: Drafting | None) -> AsyncIterator[Choice]:
+    """The tail's choices; whoever takes them may change the swarm meanwhile."""
+    ids = list(PROMPT)
+    request = request_of(replace(sampling, drafts_by_client=drafting is not None), ids)
     session = TokenSession(await open_line(await swarm.client(), request), ids, drafting=drafting)
     async with aclosing(session.tokens()) as choices:
         async for choice in choices:
@@ -126,14 +132,14 @@ async def test_a_draft_model_that_fails_costs_its_drafts_only(
     ("shift", "ids"), [(0, (1, 2, 3, 4, 5)), (0, (VOCAB,)), (-1, (1,))], ids=["too many", "no token", "late"]
 )
 async def test_drafts_that_make_no_sense_end_their_session(shift: int, ids: tuple[int, ...]) -> None:
-    sampling = replace(GREEDY, drafts_by_client=True)
     known = list(PROMPT)
-    request = Request(model=MODEL, num_lanes=1, max_tokens=40, timeout_s=20.0, sampling=sampling, ids=known)
     async with served({"a": Span(0, 8)}) as swarm:
-        network = await swarm.client()
-        line = await open_line(network, replace(request, chain=swarm.chain("a")))
+        request = request_of(replace(GREEDY, drafts_by_client=True), known, chain=swarm.chain("a"))
+        line = await open_line(await swarm.client(), request)
         async with aclosing(line.current.outputs(len(known))) as outputs:
-            known += (await anext(outputs)).ids
+            choice = await anext(outputs)
+            assert isinstance(choice, Choice)
+            known += choice.ids
             await line.current.send(Drafts(line.current.state.id, len(known) + shift, ids))
             with pytest.raises(SessionLostError, match="not due"):
                 await anext(outputs)
@@ -141,22 +147,28 @@ async def test_drafts_that_make_no_sense_end_their_session(shift: int, ids: tupl
         await check_free(swarm)
 
 
-async def test_the_head_waits_for_drafts_and_takes_early_ones() -> None:
-    """Also what comes for no session disturbs none."""
-    sampling = replace(GREEDY, drafts_by_client=True)
-    known = list(PROMPT)
-    request = Request(model=MODEL, num_lanes=1, max_tokens=40, timeout_s=20.0, sampling=sampling, ids=known)
-    async with served({"a": Span(0, 8)}) as swarm:
-        network = await swarm.client()
-        line = await open_line(network, replace(request, chain=swarm.chain("a")))
-        state, steps = line.current.state, swarm.servers["a"].runner.batches
-        await line.current.send(Drafts(SessionId(bytes(16)), len(known) + 1, ()))
-        async with aclosing(line.current.outputs(len(known))) as outputs:
-            await anext(outputs)
-            await asyncio.sleep(0.05)
-            assert len(steps) == 1
-            await line.current.send(state.drafts(()))
-            await anext(outputs)
-            assert len(steps) == 2
-        await line.close()
-        await check_free(swarm)
+def test_the_head_waits_for_drafts_and_takes_early_ones() -> None:
+    """The client may hear of the tail's choice before the head does."""
+    session, end = SessionId(bytes(16)), len(PROMPT)
+    tokens = HeadTokens(
+        session,
+        PROMPT,
+        max_tokens=40,
+        max_drafts=4,
+        drafts_by_client=True,
+        extra_s=lambda _num: 0.0,
+        clock=count(1.0).__next__,
+    )
+    tokens.first_step(0)
+    early = Drafts(session, end + 1, (7,))
+    assert tokens.takes(early)
+    assert tokens.drafted(early) is None
+    step = tokens.next_step(Choice(session, end, (5,), is_last=False))
+    assert step is not None
+    assert step.ids[0] == 5
+    assert tokens.next_step(Choice(session, end + 1, (6,), is_last=False)) is None
+    due = Drafts(session, end + 2, ())
+    assert tokens.takes(due)
+    step = tokens.drafted(due)
+    assert step is not None
+    assert (step.start, step.ids[0]) == (end + 1, 6)
