@@ -26,7 +26,7 @@ from circumstances import PROJECT, circumstances, keep
 from chainserve.models.cache import KVCache
 from chainserve.models.ends import Ends
 from chainserve.models.load import bytes_by_block, load_weights
-from chainserve.models.names import FP8, INT8, NF4
+from chainserve.models.names import FP8, INT4, INT8, NF4
 from chainserve.models.profiles import device_name
 from chainserve.models.quantize import quantize_blocks
 from chainserve.models.resolve import resolve
@@ -132,6 +132,7 @@ def kinds(device: torch.device) -> dict[str, tuple[torch.dtype, str | None, floa
         f"int8 in {name}": (dtype, INT8, 0.0),
         "the same with outliers apart, as transformers has it": (dtype, INT8, 6.0),
         f"nf4 in {name}": (dtype, NF4, 0.0),
+        f"int4 in {name}": (dtype, INT4, 0.0),
     }
     return found if device.type == "cpu" else found | {f"fp8 in {name}": (dtype, FP8, 0.0)}
 

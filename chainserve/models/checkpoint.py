@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 
 from chainserve.errors import ModelNotFoundError, UnsupportedModelError, WeightsError
 from chainserve.models.headers import LENGTH_BYTES, parse_header, read_header
-from chainserve.models.quantize import check_readable
+from chainserve.models.int4 import INT4_BITS, Grouped
+from chainserve.models.packed import Packing
+from chainserve.models.quantize import PLAIN_LAYERS, check_readable, stored_packing
 from chainserve.models.source import TensorInfo, Traffic, digest_of, read_tensor
 
 SINGLE_FILE = "model.safetensors"
@@ -43,23 +45,31 @@ class SafetensorsSource:
         self.name = name
         self.config = read_config(name, folder)
         self.num_blocks: int = self.config.num_hidden_layers
-        self.tensors = shards.tensors
         self.digest = digest_of(
             json.loads((folder / "config.json").read_text()),
-            ((info.name, str(info.dtype), info.shape) for info in self.tensors.values()),
+            ((info.name, str(info.dtype), info.shape) for info in shards.tensors.values()),
         )
         self._folder = folder
         self._shards = shards
+        self._packing = stored_packing(self.config)
+        self._parts = self._packing.weights(shards.tensors) if self._packing else {}
+        self.tensors = self._as_weights()
+        if self._packing:
+            self._settle(self._packing)
 
     def fetch(self, names: Collection[str], *, progress: bool = False) -> None:
-        self._shards.fetch((self.tensors[name] for name in names), progress=progress)
+        infos = (info for name in names for info in self._parts.get(name, {"": self.tensors[name]}).values())
+        self._shards.fetch(infos, progress=progress)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        info = self.tensors[name]
-        path, offset = self._shards.locate(info)
-        tensor = read_tensor(path, offset, info, dtype=dtype)
-        self._shards.traffic.read += info.nbytes
-        return tensor
+        if self._packing and name in self._parts:
+            return self._packing.dense(name, self._read_parts(name)).to(dtype or self.tensors[name].dtype)
+        return self._read(self.tensors[name], dtype)
+
+    def grouped(self, name: str) -> Grouped | None:
+        if self._packing is None or name not in self._parts:
+            return None
+        return self._packing.grouped(name, self._read_parts(name))
 
     def take_traffic(self) -> Traffic:
         traffic = self._shards.traffic
@@ -81,6 +91,35 @@ class SafetensorsSource:
         if not (self._folder / "generation_config.json").is_file():
             return None
         return GenerationConfig.from_pretrained(self._folder)
+
+    def _as_weights(self) -> Mapping[str, TensorInfo]:
+        """The tensors of the checkpoint, with those that make a weight together seen as that weight."""
+        if self._packing is None:
+            return self._shards.tensors
+        hidden = {info.name for parts in self._parts.values() for info in parts.values()}
+        plain = {name: info for name, info in self._shards.tensors.items() if name not in hidden}
+        return plain | {name: self._packing.info(name, parts) for name, parts in self._parts.items()}
+
+    def _settle(self, packing: Packing) -> None:
+        """Have the config say which layers stay integers: none, if no kernel takes them."""
+        if packing.bits != INT4_BITS:
+            self.config.quantization_config = None
+            return
+        plain = [
+            f"layers.{name.removesuffix('.weight').partition('layers.')[2]}"  # what comes before is not always the same
+            for name, info in self.tensors.items()
+            if name not in self._parts and "layers." in name and name.endswith(".weight") and len(info.shape) == 2
+        ]
+        self.config.quantization_config = {**self.config.quantization_config, PLAIN_LAYERS: sorted(plain)}
+
+    def _read(self, info: TensorInfo, dtype: torch.dtype | None = None) -> Tensor:
+        path, offset = self._shards.locate(info)
+        tensor = read_tensor(path, offset, info, dtype=dtype)
+        self._shards.traffic.read += info.nbytes
+        return tensor
+
+    def _read_parts(self, name: str) -> dict[str, Tensor]:
+        return {part: self._read(info) for part, info in self._parts[name].items()}
 
 
 class LocalShards:

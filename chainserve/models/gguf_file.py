@@ -32,6 +32,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from chainserve.errors import ModelNotFoundError, UnsupportedModelError, WeightsError
+from chainserve.models.int4 import Grouped
 from chainserve.models.source import CONVERT_ELEMENTS, TensorInfo, Traffic, digest_of
 
 TABLES = {"token_embd.weight", "output.weight"}
@@ -42,6 +43,12 @@ VOCABULARY_APART = importlib.util.find_spec("transformers.integrations.gguf") is
 
 LONG_ARRAY = 4096
 """Arrays of metadata with more items are vocabularies."""
+
+
+GROUP_COLUMNS = 32
+GROUPED = {gguf.GGMLQuantizationType.Q4_0: 1, gguf.GGMLQuantizationType.Q4_1: 2}
+"""Types that are integers of four bits in groups of so many columns, and how many float16 numbers come with a group:
+a scale, or a scale and an offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,18 @@ class GgufSource:
                 gathered[name] = torch.from_numpy(np.require(result.weights, requirements=["C", "W", "O"]))
         return gathered[name].to(dtype or torch.float32)
 
+    def grouped(self, name: str) -> Grouped | None:
+        """The integers of a tensor of type Q4_0 or Q4_1; None for every other."""
+        if name not in self._parts or len(parts := self._parts[name]) > 1 or parts[0].kind not in GROUPED:
+            return None
+        [part] = parts
+        if (rows := self._rows_of(part)) is None:
+            return None
+        self._traffic.read += part.nbytes
+        values, scales, offsets = _integers(self._stored(part), part.kind)
+        group_of = torch.arange(values.shape[1]) // GROUP_COLUMNS
+        return Grouped(values[rows], scales[rows], offsets[rows], group_of)
+
     def take_traffic(self) -> Traffic:
         taken, self._traffic = self._traffic, Traffic()
         return taken
@@ -130,6 +149,15 @@ class GgufSource:
         """None: the format has no place for it."""
         return None
 
+    def _rows_of(self, part: GgufTensor) -> Tensor | None:
+        """Which row of the file each row of the weight is; None if the weight is not made of whole rows."""
+        numbers = np.broadcast_to(np.arange(part.shape[0])[:, None], part.shape)
+        moved = self._process(weights=numbers, name=part.name, tensor_key_mapping=self._names, parsed_parameters={})
+        rows = moved.weights[:, :1]
+        if moved.weights.shape != part.shape or not (moved.weights == rows).all():
+            return None
+        return torch.from_numpy(rows[:, 0].copy())
+
     def _read_table(self, table: GgufTensor, dtype: torch.dtype) -> Tensor:
         tensor = torch.empty(table.shape, dtype=dtype)
         num_rows = max(1, CONVERT_ELEMENTS // table.shape[-1])
@@ -145,6 +173,17 @@ class GgufSource:
         if len(stored) != count:
             raise WeightsError(f"{self.path} ends in the middle of a tensor: get the file again")
         return stored.reshape(tensor.stored_shape)
+
+
+def _integers(stored: np.ndarray[Any, Any], kind: gguf.GGMLQuantizationType) -> tuple[Tensor, Tensor, Tensor]:
+    """Values (out, in), scales and offsets (out, groups) of rows of bytes; the lower half of bits comes first."""
+    num_numbers = GROUPED[kind]
+    blocks = torch.from_numpy(stored).unflatten(1, (-1, 2 * num_numbers + GROUP_COLUMNS // 2))
+    numbers = blocks[..., : 2 * num_numbers].contiguous().view(torch.float16).float()
+    halves = blocks[..., 2 * num_numbers :]
+    values = torch.cat((halves & 0xF, halves >> 4), dim=-1).flatten(1)
+    scales = numbers[..., 0]
+    return values, scales, numbers[..., 1] if num_numbers == 2 else -8 * scales
 
 
 def open_gguf(path: Path, *, name: str | None = None) -> GgufSource:

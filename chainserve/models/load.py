@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from chainserve.errors import WeightsError
 from chainserve.models.conversion import plan_loading, tied_pairs, weight_bytes, weight_dtypes
+from chainserve.models.int4 import Int4Linear
 from chainserve.models.quantize import is_quantized, quantize_weight, restore_weight, stored_statistics
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.source import ModelSource, progress_bar
@@ -78,6 +79,16 @@ def load_weights(
                     raise WeightsError(f"the quantized tensors of {group.target} do not fit: {error}") from error
                 count(sum(source.tensors[other].nbytes for other in (name, *beside)))
                 continue
+            if isinstance(module := _module_of(model, group.target), Int4Linear):
+                [name] = dict(group.sources)
+                if (grouped := source.grouped(name)) is not None:
+                    try:
+                        module.fill(grouped, device=device)
+                    except WeightsError as error:
+                        raise WeightsError(f"the integers of {group.target} do not fit: {error}") from error
+                    count(source.tensors[name].nbytes)
+                    _return_freed_memory()
+                    continue
             for name, pattern in group.sources:
                 group.transform.add_tensor(group.target, name, pattern, source.read(name, dtypes[group.target]))
                 count(source.tensors[name].nbytes)

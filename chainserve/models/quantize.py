@@ -1,9 +1,9 @@
-"""Linear layers of blocks that hold fewer bits per weight: int8 and nf4 by bitsandbytes, fp8 by torch.
+"""Linear layers of blocks that hold fewer bits per weight: int8 and nf4 by bitsandbytes, fp8 and int4 by torch.
 
 As in transformers, the model's config says how: `build_skeleton` then puts quantized layers where linear ones were, and
 `load_weights` quantizes each weight as it comes. Which layers those are is transformers' own rule, so that the result
 is the model that `from_pretrained` makes with the same `BitsAndBytesConfig`. Norms, embedding, head and fused experts
-stay as they are.
+stay as they are. The integers of a checkpoint by GPTQ or AWQ stay what they are, where the device multiplies them.
 """
 
 import copy
@@ -21,15 +21,16 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from chainserve.errors import DeviceError, UnsupportedModelError, UsageError
-from chainserve.models.names import FP8, INT8, NF4
+from chainserve.models.int4 import Int4Linear, kernel_group, reason_against, rounded
+from chainserve.models.names import FP8, INT4, INT8, NF4
+from chainserve.models.packed import PACKED, ROUNDED, Packing, packing_of
+
+logger = logging.getLogger(__name__)
 
 BITSANDBYTES = "bitsandbytes"
-OWN_FP8 = "chainserve-fp8"
+OWN_FP8, OWN_INT4 = "chainserve-fp8", "chainserve-int4"
 """No checkpoint is quantized so."""
 NEEDED = {
-    "gptq": "the package gptqmodel, on a GPU",
-    "awq": "the package gptqmodel, on a GPU",
-    "fp8": "Triton kernels, on a GPU of compute capability 8.9 or newer",
     "mxfp4": "Triton kernels, on a GPU",
     "compressed-tensors": "the package compressed-tensors",
     "torchao": "the package torchao",
@@ -41,6 +42,9 @@ CODE_BYTES = 16 * 4
 NESTED_BYTES = 256 * 4 + 4
 """Those of 8 bits that scales are quantized to, and their mean, where scales are quantized too."""
 NESTED_BLOCK = 256
+
+PLAIN_LAYERS = "chainserve_plain_layers"
+"""Where a config says which layers of blocks a checkpoint of integers holds unquantized."""
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 FP8_MULTIPLE = 16
@@ -90,6 +94,11 @@ def quantize_blocks(config: PretrainedConfig, method: str, *, dtype: torch.dtype
         check_fp8(device)
         config.quantization_config = {"quant_method": OWN_FP8}
         return
+    if method == INT4:
+        if reason := reason_against(device):
+            raise DeviceError(f"--quant int4 cannot be computed here, as {reason}: take int8 or nf4")
+        config.quantization_config = {"quant_method": OWN_INT4}
+        return
     _bitsandbytes()
     if method == INT8:
         # Without a threshold, which would let one token's outliers change how the others of a batch are rounded.
@@ -106,7 +115,14 @@ def check_readable(name: str, quantization: object) -> None:
     if not quantization or isinstance(quantization, BitsAndBytesConfig) or _is_bitsandbytes(fields):
         return
     method = str(fields.get("quant_method", "an unknown method"))
-    if method == OWN_FP8:
+    if method in (OWN_FP8, OWN_INT4):
+        return
+    if method in PACKED:
+        if isinstance(reason := packing_of(fields), str):
+            raise UnsupportedModelError(
+                f"{name} is quantized by {method}, and {reason}: take another copy of the model, or the unquantized "
+                f"one with --quant"
+            )
         return
     needs = f" (transformers runs that with {NEEDED[method]})" if method in NEEDED else ""
     raise UnsupportedModelError(
@@ -115,9 +131,16 @@ def check_readable(name: str, quantization: object) -> None:
     )
 
 
-def check_quantized(config: PretrainedConfig, device: torch.device) -> None:
-    """UsageError if blocks are quantized in a way that cannot be computed here."""
-    if isinstance(settings(config), BitsAndBytesConfig):
+def settle_quantized(config: PretrainedConfig, device: torch.device) -> None:
+    """Make sure that blocks can be computed as they are quantized; UsageError if not.
+
+    Integers that this device does not multiply are turned into plain numbers as they are read: the config then says
+    nothing of them any more.
+    """
+    if (packing := stored_packing(config)) and (reason := reason_against(device)):
+        logger.warning("weights quantized by %s become plain numbers here: %s", packing.method, reason)
+        config.quantization_config = None
+    elif isinstance(settings(config), BitsAndBytesConfig):
         supported = getattr(_bitsandbytes(), "supported_torch_devices", {"cpu", "cuda"})
         if device.type not in supported:
             raise DeviceError(f"bitsandbytes cannot compute on {device}: {', '.join(sorted(supported))} can")
@@ -153,8 +176,9 @@ def quantization_of(config: PretrainedConfig) -> str | None:
             return None
         case BitsAndBytesConfig() as bits:
             return INT8 if bits.load_in_8bit else str(bits.bnb_4bit_quant_type)
-        case _:
-            return FP8
+        case fields:
+            method = str(fields["quant_method"])
+            return {OWN_FP8: FP8, OWN_INT4: INT4}.get(method, method)
 
 
 def settings(config: PretrainedConfig) -> BitsAndBytesConfig | Mapping[str, Any] | None:
@@ -182,7 +206,7 @@ def kept_modules(model: PreTrainedModel) -> list[str]:
     skipped = found.get("llm_int8_skip_modules") if isinstance(found, dict) else found.llm_int8_skip_modules
     in_float32 = list(model._keep_in_fp32_modules or ())
     kept: list[str] = HfQuantizer.get_modules_to_not_convert(model, skipped, in_float32)
-    return kept
+    return kept + (found.get(PLAIN_LAYERS, []) if isinstance(found, dict) else [])
 
 
 def replace_linears(model: PreTrainedModel, kept: Collection[str]) -> None:
@@ -201,6 +225,12 @@ def replace_linears(model: PreTrainedModel, kept: Collection[str]) -> None:
 
         replace_with_bnb_linear(model, modules_to_not_convert=list(kept), quantization_config=how)
         return
+    if quantization_of(model.config) != FP8:
+        stored = stored_packing(model.config) or ROUNDED
+        for name, linear in linears.items():
+            if group_size := kernel_group(linear, stored.group_size):
+                model.set_submodule(name, Int4Linear(linear, group_size, is_ordered=stored.is_ordered))
+        return
     for name, linear in linears.items():
         if not (linear.in_features % FP8_MULTIPLE or linear.out_features % FP8_MULTIPLE):
             model.set_submodule(name, Fp8Linear(linear))
@@ -208,7 +238,7 @@ def replace_linears(model: PreTrainedModel, kept: Collection[str]) -> None:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether the weight of `module` is to be quantized, or is so."""
-    return isinstance(module, Fp8Linear) or type(module).__name__ in ("Linear8bitLt", "Linear4bit")
+    return isinstance(module, Fp8Linear | Int4Linear) or type(module).__name__ in ("Linear8bitLt", "Linear4bit")
 
 
 def quantize_weight(module: Any, value: Tensor, *, device: torch.device) -> None:
@@ -217,6 +247,9 @@ def quantize_weight(module: Any, value: Tensor, *, device: torch.device) -> None
         weight, scale = _to_fp8(value.to(device))
         module.weight = nn.Parameter(weight, requires_grad=False)
         module.scale = scale.view(1, -1)
+        return
+    if isinstance(module, Int4Linear):
+        module.fill(rounded(value.to(device), module.group_size), device=device)
         return
     bits, empty = _bitsandbytes().nn, module.weight
     if isinstance(module, bits.Linear8bitLt):
@@ -264,6 +297,8 @@ def restore_weight(module: Any, value: Tensor, statistics: Mapping[str, Tensor],
 
 def quantized_bytes(module: Any) -> int:
     """Memory that the weight of a quantized layer without weights will take, with its scales."""
+    if isinstance(module, Int4Linear):
+        return module.nbytes
     num_rows: int = module.weight.shape[0]
     num_weights: int = module.weight.numel()
     if isinstance(module, Fp8Linear) or type(module).__name__ == "Linear8bitLt":
@@ -273,6 +308,13 @@ def quantized_bytes(module: Any) -> int:
     if not module.weight.compress_statistics:
         return half + 4 * num_scales
     return half + num_scales + 4 * -(-num_scales // NESTED_BLOCK) + NESTED_BYTES
+
+
+def stored_packing(config: PretrainedConfig) -> Packing | None:
+    """How integers of a checkpoint are stored, if blocks of this config keep them."""
+    found = getattr(config, "quantization_config", None)
+    packing = packing_of(found) if isinstance(found, dict) and found.get("quant_method") in PACKED else None
+    return packing if isinstance(packing, Packing) else None
 
 
 def _to_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from chainserve.errors import WeightsError
+from chainserve.models.int4 import Grouped
 
 CONVERT_ELEMENTS = 1 << 18
 """Tensors of another dtype are converted this many elements at a time, so that both never exist whole."""
@@ -73,6 +74,9 @@ class ModelSource(Protocol):
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Read one tensor and nothing else, as `dtype` (its own if None); WeightsError if the file is damaged."""
+
+    def grouped(self, name: str) -> Grouped | None:
+        """The weight as the integers in groups that the checkpoint holds of it; None if it does not."""
 
     def take_traffic(self) -> Traffic:
         """Bytes moved since the source was opened or since the last call."""

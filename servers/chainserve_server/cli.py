@@ -162,7 +162,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quant",
         choices=QUANTIZATIONS,
-        help="hold the weights of blocks in 8 or 4 bits: int8 and nf4 by bitsandbytes, fp8 on GPUs that have it (no)",
+        help="hold the weights of blocks in 8 or 4 bits: int8 and nf4 by bitsandbytes, int4 by torch, fp8 on GPUs that "
+        "have it (no)",
     )
     parser.add_argument(
         "--wire",

@@ -8,7 +8,7 @@ import torch
 from chainserve.errors import SpanError
 from chainserve.models.load import bytes_by_block
 from chainserve.models.profiles import profile_of
-from chainserve.models.quantize import check_quantized, quantization_of, quantize_blocks
+from chainserve.models.quantize import quantization_of, quantize_blocks, settle_quantized
 from chainserve.models.resolve import resolve
 from chainserve.models.source import ModelSource
 from chainserve.models.support import check_supported
@@ -83,7 +83,7 @@ def prepare(config: ServerConfig) -> Prepared:
     check_supported(source.config)
     if config.quant:
         quantize_blocks(source.config, config.quant, dtype=dtype, device=device)
-    check_quantized(source.config, device)
+    settle_quantized(source.config, device)
     pinned = Span(0, source.num_blocks) if config.blocks == ALL else config.blocks
     if pinned is not None and pinned.end > source.num_blocks:
         raise SpanError(f"{source.name} has blocks 0:{source.num_blocks}, it cannot be asked for {pinned}")

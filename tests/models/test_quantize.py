@@ -20,18 +20,19 @@ from chainserve.models.cache import KVCache
 from chainserve.models.checkpoint import open_folder
 from chainserve.models.costs import model_costs
 from chainserve.models.ends import Ends
+from chainserve.models.int4 import Int4Linear
 from chainserve.models.load import bytes_by_block
-from chainserve.models.names import FP8, INT8, NF4, QUANTIZATIONS
+from chainserve.models.names import FP8, INT4, INT8, NF4, QUANTIZATIONS
 from chainserve.models.profiles import profile_of
 from chainserve.models.quantize import (
     FP8_MAX,
     Fp8Linear,
     check_fp8,
-    check_quantized,
     quantization_of,
     quantize_blocks,
     quantize_weight,
     quantized_bytes,
+    settle_quantized,
 )
 from chainserve.models.runner import Runner
 from chainserve.models.skeleton import build_skeleton
@@ -133,7 +134,7 @@ def test_a_checkpoint_that_bitsandbytes_made_gives_the_tokens_it_gives_in_transf
     whole = whole_model(tmp_path, torch.float32)
     source = open_folder(tmp_path)
     check_supported(source.config)
-    check_quantized(source.config, CPU)
+    settle_quantized(source.config, CPU)
     assert quantization_of(source.config) == method
     for spans in SPLITS:
         chain = Chain(tmp_path, spans, torch.float32)
@@ -148,6 +149,7 @@ def held_bytes(model: PreTrainedModel) -> int:
     return (
         sum(tensor.nbytes for name, tensor in model.state_dict().items() if not is_note(name))
         + sum(module.scale.nbytes for module in model.modules() if isinstance(module, Fp8Linear))
+        + sum(module.scales_and_offsets.nbytes for module in model.modules() if isinstance(module, Int4Linear))
         + sum(
             module.weight.quant_state.offset.nbytes
             for module in model.modules()
@@ -173,7 +175,7 @@ def test_knows_the_memory_before_reading(
     foretold = bytes_by_block(source.config, dtype)[2]
     part, _ = load(source, Span(2, 3), dtype=dtype)
     assert foretold == held_bytes(part)
-    most = {INT8: 0.27, FP8: 0.27, NF4: 0.16}[method] * 4 / dtype.itemsize
+    most = {INT8: 0.27, FP8: 0.27, NF4: 0.16, INT4: 0.16}[method] * 4 / dtype.itemsize
     assert foretold < most * plain
     assert model_costs(source, dtype).block_bytes == foretold
 
@@ -307,7 +309,7 @@ def test_a_client_of_a_quantized_checkpoint_needs_no_package(
     assert torch.equal(ends.lm_head.weight, whole_model(folder, torch.float32).lm_head.weight)
     check_supported(source.config)
     with pytest.raises(UsageError, match="need bitsandbytes"):
-        check_quantized(source.config, CPU)
+        settle_quantized(source.config, CPU)
 
 
 def test_what_is_quantized_already_is_not_quantized_again(folder: Path) -> None:
@@ -320,9 +322,8 @@ def test_what_is_quantized_already_is_not_quantized_again(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "needs"),
     [
-        ("gptq", "gptqmodel, on a GPU"),
-        ("awq", "gptqmodel"),
-        ("fp8", r"capability 8\.9"),
+        ("mxfp4", "Triton kernels, on a GPU"),
+        ("compressed-tensors", "the package compressed-tensors"),
         ("rubbish", "of which single blocks"),
     ],
 )

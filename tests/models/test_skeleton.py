@@ -143,8 +143,8 @@ def test_families_that_the_runner_computes_are_supported(config: PretrainedConfi
         (NanoChatConfig(**SMALL), "changed outside of blocks and final norm"),
         (Gemma3nTextConfig(), "embed_tokens_per_layer"),
         (
-            LlamaConfig(**SMALL, quantization_config={"quant_method": "gptq"}),
-            "quantized by gptq, of which single blocks",
+            LlamaConfig(**SMALL, quantization_config={"quant_method": "mxfp4"}),
+            "quantized by mxfp4, of which single blocks",
         ),
         (FalconConfig(num_hidden_layers=2), "its blocks do not run on their own"),
         (DiffLlamaConfig(**SMALL), r"cache \(2 found\)|do not run on their own"),

@@ -27,11 +27,11 @@ def tiny_llama(*, tied: bool = False, num_blocks: int = 6) -> PreTrainedModel:
     return LlamaForCausalLM(config)
 
 
-def tiny_mixtral() -> PreTrainedModel:
+def tiny_mixtral(*, intermediate_size: int = 48) -> PreTrainedModel:
     torch.manual_seed(0)
     config = MixtralConfig(
         hidden_size=32,
-        intermediate_size=48,
+        intermediate_size=intermediate_size,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,

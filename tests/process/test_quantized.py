@@ -2,15 +2,21 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from bundled import QUESTIONS, MakeSwarm, Reference
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+from bundled import MODEL, QUESTIONS, MakeSwarm, Reference
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PreTrainedModel
 
 from chainserve.models.attention import ATTENTION
 from chainserve.models.cache import KVCache
+from chainserve.models.load import load_weights
+from chainserve.models.names import INT4
+from chainserve.models.quantize import quantize_blocks
+from chainserve.models.resolve import resolve
 from chainserve.models.runner import Runner
+from chainserve.models.skeleton import build_skeleton
 from chainserve.planning.chunks import LEAST_TOKENS
 from chainserve.protocol.messages import Step
 from chainserve.types import SessionId, Span
@@ -38,16 +44,14 @@ def plain_folder(reference: Reference, tmp_path_factory: pytest.TempPathFactory)
 
 
 class Quantized:
-    """A model that transformers has quantized, run as servers run it, but for splitting and batching.
+    """A quantized model in one piece, run as servers run it, but for splitting and batching.
 
     To 8 bits inputs are rounded, too: what another kernel or a prompt in two pieces changes in the last bit may turn a
     rounding over, and another token follows. So attention is that of the servers, and prompts are too short to be cut.
     """
 
-    def __init__(self, folder: Path, settings: BitsAndBytesConfig) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, quantization_config=settings, attn_implementation=ATTENTION
-        )
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model: Any = model
         self._norm, self._model.model.norm = self._model.model.norm, torch.nn.Identity()
         self._span = Span(0, self._model.config.num_hidden_layers)
         self._runner = Runner(self._model, self._span, KVCache(self._span, budget_tokens=1024))
@@ -68,11 +72,30 @@ class Quantized:
         return tuple(ids[len(prompt) :])
 
 
-@pytest.mark.parametrize("quant", SETTINGS)
+def by_transformers(folder: Path, quant: str) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(**SETTINGS[quant]),
+        attn_implementation=ATTENTION,
+    )
+    return model
+
+
+def with_its_own_integers() -> PreTrainedModel:
+    """The bundled model as one server would hold it: transformers does not multiply what is in its file."""
+    source, cpu = resolve(MODEL), torch.device("cpu")
+    quantize_blocks(source.config, INT4, dtype=torch.float32, device=cpu)
+    model = build_skeleton(source.config, Span(0, source.num_blocks), embed=True, head=True)
+    load_weights(model, source, dtype=torch.float32, device=cpu, progress=False)
+    return model
+
+
+@pytest.mark.parametrize("quant", [*SETTINGS, INT4])
 async def test_tokens_are_those_of_the_same_quantized_model(
     quant: str, make_swarm: MakeSwarm, reference: Reference, plain_folder: Path
 ) -> None:
-    quantized = Quantized(plain_folder, BitsAndBytesConfig(**SETTINGS[quant]))
+    quantized = Quantized(with_its_own_integers() if quant == INT4 else by_transformers(plain_folder, quant))
     prompts = [reference.tokenizer.encode(question) for question in QUESTIONS[:6]]
     assert max(map(len, prompts)) <= LEAST_TOKENS
     expected = [quantized.greedy(prompt, NEW_TOKENS) for prompt in prompts]
