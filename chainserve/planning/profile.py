@@ -17,9 +17,6 @@ MAX_BATCH_TOKENS = 1024
 MAX_OUTPUTS = 64
 """Rows of logits that servers compute at once, at most; `activation_bytes` has room for them as float32."""
 
-MAX_OUTPUTS = 64
-"""Rows of logits that are computed at once."""
-
 Points = tuple[tuple[int, float], ...]
 """(size, seconds), sizes rising."""
 

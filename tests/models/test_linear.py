@@ -17,7 +17,7 @@ from chainserve.models.linear import HAS_ONEDNN, FewRowsLinear, LargeLinear, spe
 )
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    "shape", [(1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (1, 6), (7,), (2, 4), (1, 9), (16,), (17,), (1, 300)]
+    "shape", [(1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (5,), (1, 6), (7,), (2, 4), (1, 9), (16,), (17,), (1, 300)]
 )
 def test_a_product_is_the_same_either_way(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, *, bias: bool, is_large: bool
