@@ -16,8 +16,8 @@ neither side is always the better one to exchange, and for one row it hardly mat
 LARGE = 4_000_000
 """Weights of a layer from which on oneDNN is faster: it takes all threads, which smaller layers do not repay."""
 MOST_EXCHANGED = 5
-"""Rows of a large layer of which the sides are exchanged all the same: with two to four that takes two thirds of oneDNN's
-time, with six as long."""
+"""Rows of a large layer of which the sides are exchanged all the same: two to four take two thirds of oneDNN's time so,
+six take as long."""
 HAS_ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 
 
