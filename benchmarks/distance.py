@@ -14,7 +14,7 @@ import asyncio
 import json
 import statistics
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,9 @@ import uvloop
 from circumstances import PROJECT, circumstances, keep, measured_now
 from far_server import CARDS, move_away
 
-from chainserve.models.names import INT4
 from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve_client import AsyncClient, Generation
 from chainserve_client.client import load_draft_model
-from chainserve_client.draft_model import DraftModel
 from chainserve_server.local import LocalSwarm
 
 MODEL = "smollm2-135m"
@@ -43,7 +41,7 @@ LOOPS = {"2 servers": ["0:15", "15:30"], "3 servers": ["0:10", "10:20", "20:30"]
 PROMPT_SPLITS = {num: [f"{30 * at // num}:{30 * (at + 1) // num}" for at in range(num)] for num in (1, 2, 3, 5)}
 PROMPT_TOKENS = 2048
 PREFIX_SESSIONS, PREFIX_TOKENS, OWN_TOKENS = 8, 512, 16
-LOOKED_UP, BY_MODEL, LOOKED_UP_INT4 = "looked up", "by a draft model", "looked up, servers with --quant int4"
+LOOKED_UP, BY_MODEL = "looked up", "by a draft model"
 SEED = 0
 
 CODE = [
@@ -89,7 +87,7 @@ class Observed:
 
 @asynccontextmanager
 async def far_swarm(
-    spans: list[str], *, one_way_ms: float = ONE_WAY_MS, card: str = "", quant: str | None = None
+    spans: list[str], *, one_way_ms: float = ONE_WAY_MS, card: str = ""
 ) -> AsyncIterator[tuple[AsyncClient, Observed]]:
     """A client of a swarm whose members are far from each other; with a `card` they sleep as that would compute."""
     with tempfile.TemporaryDirectory() as name:
@@ -97,8 +95,7 @@ async def far_swarm(
         environment = {"ONE_WAY_MS": str(one_way_ms), "OBSERVED": name, "SLEEPS": card}
         program = [str(PROJECT / "benchmarks" / "far_server.py")]
         with LocalSwarm(MODEL, folder, environment=environment, program=program) as swarm:
-            arguments = ("--memory", "4GB", *(("--quant", quant) if quant else ()))
-            await asyncio.to_thread(swarm.start, *spans, arguments=arguments)
+            await asyncio.to_thread(swarm.start, *spans, arguments=("--memory", "4GB"))
             async with await AsyncClient.connect(swarm.token) as client:
                 yield client, Observed(folder)
 
@@ -140,18 +137,11 @@ async def drafts(options: argparse.Namespace) -> dict[str, Any]:
 
     Drafts are looked up in the text, or made by a model at the client: for want of a smaller one, by the same.
     """
-    model = await load_draft_model(MODEL)
-    figures = await drafted(options, {LOOKED_UP: None, BY_MODEL: model})
-    return figures | await drafted(options, {LOOKED_UP_INT4: None}, quant=INT4)
-
-
-async def drafted(
-    options: argparse.Namespace, ways: Mapping[str, DraftModel | None], *, quant: str | None = None
-) -> dict[str, Any]:
-    """The same for ways of drafting, over servers quantized so."""
     figures: dict[str, Any] = {}
-    async with far_swarm(LOOPS["3 servers"], quant=quant) as (client, _):
+    async with far_swarm(LOOPS["3 servers"]) as (client, _):
+        model = await load_draft_model(MODEL)
         await client.generate("Once", max_new_tokens=8)
+        ways = {LOOKED_UP: None, BY_MODEL: model}
         for kind, questions in {"code": CODE, "chat": CHAT}.items():
             plain_s, num_tokens = 0.0, 0
             drafted_s = dict.fromkeys(ways, 0.0)
@@ -163,10 +153,10 @@ async def drafted(
                 plain_s += plain.total_s - plain.first_token_s
                 num_tokens += len(plain.tokens) - 1
                 for way, client.draft in ways.items():
-                    answer = await client.generate(prompt, max_new_tokens=options.answer_tokens)
-                    assert plain.tokens == answer.tokens, (question, plain.text, answer.text)
-                    drafted_s[way] += answer.total_s - answer.first_token_s
-                    speedups[way].append(token_s(plain) / token_s(answer))
+                    drafted = await client.generate(prompt, max_new_tokens=options.answer_tokens)
+                    assert plain.tokens == drafted.tokens, (question, plain.text, drafted.text)
+                    drafted_s[way] += drafted.total_s - drafted.first_token_s
+                    speedups[way].append(token_s(plain) / token_s(drafted))
                     print(kind, way, f"{speedups[way][-1]:.2f}", len(plain.tokens), flush=True)
             for way in ways:
                 figures[f"{kind}, {way}"] = {

@@ -103,7 +103,7 @@ class SafetensorsSource:
     def _settle(self, packing: Packing) -> None:
         """Have the config say which layers stay integers: none, if no kernel takes them."""
         if packing.bits != INT4_BITS:
-            self.config.quantization_config = None
+            del self.config.quantization_config
             return
         plain = [
             f"layers.{name.removesuffix('.weight').partition('layers.')[2]}"  # what comes before is not always the same

@@ -28,7 +28,7 @@ class Grouped:
     values: Tensor  # (out, in), uint8
     scales: Tensor  # (out, groups), float32
     offsets: Tensor  # (out, groups), float32
-    group_of: Tensor  # (in,), int64: the group of each column
+    group_of: Tensor  # (in,), int64, on the CPU: the group of each column
 
     def dense(self) -> Tensor:
         """The weight in float32."""
@@ -134,4 +134,4 @@ def rounded(weight: Tensor, group_size: int) -> Grouped:
     least, most = by_group.amin(-1), by_group.amax(-1)
     scales = ((most - least) / 15).clamp(min=1e-12)
     values = ((by_group - least.unsqueeze(-1)) / scales.unsqueeze(-1)).round_().to(torch.uint8).flatten(1)
-    return Grouped(values, scales, least, torch.arange(weight.shape[1], device=weight.device) // group_size)
+    return Grouped(values, scales, least, torch.arange(weight.shape[1]) // group_size)

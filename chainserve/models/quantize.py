@@ -139,7 +139,7 @@ def settle_quantized(config: PretrainedConfig, device: torch.device) -> None:
     """
     if (packing := stored_packing(config)) and (reason := reason_against(device)):
         logger.warning("weights quantized by %s become plain numbers here: %s", packing.method, reason)
-        config.quantization_config = None
+        del config.quantization_config
     elif isinstance(settings(config), BitsAndBytesConfig):
         supported = getattr(_bitsandbytes(), "supported_torch_devices", {"cpu", "cuda"})
         if device.type not in supported:

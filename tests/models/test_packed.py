@@ -19,7 +19,7 @@ from chainserve.models import quantize
 from chainserve.models.cache import KVCache
 from chainserve.models.checkpoint import open_folder
 from chainserve.models.ends import Ends
-from chainserve.models.int4 import Grouped, Int4Linear, kernel_group, rounded
+from chainserve.models.int4 import Grouped, Int4Linear, kernel_group, reason_against, rounded
 from chainserve.models.load import bytes_by_block
 from chainserve.models.names import INT4
 from chainserve.models.quantize import quantization_of, quantize_blocks, settle_quantized
@@ -30,6 +30,7 @@ from chainserve.models.support import check_supported
 from chainserve.protocol.messages import Step
 from chainserve.types import SessionId, Span
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SPLITS = ([Span(0, 6)], [Span(0, 2), Span(2, 5), Span(5, 6)])
 GROUP_SIZE = 32
 NUM_NEW = 12
@@ -301,19 +302,24 @@ def test_damaged_parts_are_an_error_that_names_the_weight(
 def test_a_layer_multiplies_what_its_integers_stand_for(
     num_rows: int, sizes: tuple[int, int], stored: int, dtype: torch.dtype, bias: bool
 ) -> None:
-    linear = nn.Linear(sizes[1], sizes[0], bias=bias, dtype=dtype)
+    linear = nn.Linear(sizes[1], sizes[0], bias=bias, dtype=dtype, device=DEVICE)
     if (group_size := kernel_group(linear, stored)) is None:
         assert sizes[1] % (sizes[1] if stored == -1 else stored)
         return
-    grouped = rounded(linear.weight.detach(), sizes[1] if stored == -1 else stored)
+    grouped = rounded(linear.weight.detach().cpu(), sizes[1] if stored == -1 else stored)
     layer = Int4Linear(linear, group_size, is_ordered=False)
-    layer.fill(grouped, device=CPU)
+    layer.fill(grouped, device=DEVICE)
     inputs = torch.randn(num_rows, 1, sizes[1], dtype=dtype)
-    expected = nn.functional.linear(inputs.float(), grouped.dense(), linear.bias.float() if bias else None)
-    made = layer(inputs)
+    expected = nn.functional.linear(inputs.float(), grouped.dense(), linear.bias.float().cpu() if bias else None)
+    made = layer(inputs.to(DEVICE)).cpu()
     assert made.dtype == dtype
     assert made.shape == expected.shape
     assert_close(made.float(), expected, apart=0.01)
+
+
+def test_this_device_multiplies_integers() -> None:
+    assert reason_against(DEVICE) is None
+    assert reason_against(torch.device("meta")) is not None
 
 
 def test_rounding_moves_no_weight_by_more_than_half_a_step() -> None:
