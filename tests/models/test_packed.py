@@ -50,11 +50,21 @@ def words(values: Tensor, bits: int, columns: Sequence[int] | None = None) -> Te
 class Layer:
     """A random layer in integers, and what they stand for."""
 
-    def __init__(self, weight: Tensor, generator: torch.Generator, *, bits: int = 4, shuffled: bool = False) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        generator: torch.Generator,
+        *,
+        bits: int = 4,
+        shuffled: bool = False,
+        zero: int | None = None,  # of all groups
+    ) -> None:
         num_out, num_in = weight.shape
         self.bits, num_groups = bits, num_in // GROUP_SIZE
         self.values = torch.randint(1 << bits, weight.shape, generator=generator)
         self.zeros = torch.randint(1, 1 << bits, (num_groups, num_out), generator=generator)
+        if zero is not None:
+            self.zeros.fill_(zero)
         self.scales = (torch.rand(num_groups, num_out, generator=generator) * 0.6 / (1 << bits) + 0.01).half()
         self.group_of = torch.arange(num_in) // GROUP_SIZE
         if shuffled:
@@ -77,6 +87,23 @@ class Layer:
             "scales": self.scales,
         }
 
+    def compressed(self, *, is_symmetric: bool) -> Weights:
+        groups = {"weight_g_idx": self.group_of.int()} if not is_symmetric else {}
+        zeros = {"weight_zero_point": words(self.zeros, self.bits).t().contiguous()} if not is_symmetric else {}
+        return {
+            "weight_packed": words(self.values, self.bits),
+            "weight_scale": self.scales.t().contiguous(),
+            "weight_shape": torch.tensor(self.values.shape),
+            **zeros,
+            **groups,
+        }
+
+
+def by_rows(weight: Tensor, generator: torch.Generator, dtype: torch.dtype) -> tuple[Weights, Tensor]:
+    stored = (torch.randn(weight.shape, generator=generator) * 40).clamp(-127, 127).to(dtype)
+    scales = (torch.rand(len(weight), 1, generator=generator) * 0.004).bfloat16()
+    return {"weight": stored, "weight_scale": scales}, stored.float() * scales.float()
+
 
 def fp8(weight: Tensor, generator: torch.Generator) -> tuple[Weights, Tensor]:
     stored = (torch.randn(weight.shape, generator=generator) * 100).to(torch.float8_e4m3fn)
@@ -90,10 +117,32 @@ def packed_by(way: str, weight: Tensor, generator: torch.Generator) -> tuple[Wei
     """The tensors of a random weight of this shape, and the weight itself."""
     if way == "fp8":
         return fp8(weight, generator)
-    layer = Layer(weight, generator, bits=8 if way == "gptq of 8 bits" else 4, shuffled=way == "gptq by act order")
+    if way == "float8 by rows, compressed":
+        return by_rows(weight, generator, torch.float8_e4m3fn)
+    if way == "int8 by rows, compressed":
+        return by_rows(weight, generator, torch.int8)
+    is_symmetric = way == "symmetric, compressed"
+    layer = Layer(
+        weight,
+        generator,
+        bits=8 if way == "gptq of 8 bits" else 4,
+        shuffled=way in ("gptq by act order", "by act order, compressed"),
+        zero=8 if is_symmetric else None,
+    )
     if way == "awq":
         return layer.awq(), layer.dense
+    if "compressed" in way:
+        return layer.compressed(is_symmetric=is_symmetric), layer.dense
     return layer.gptq(first_format=way != "gptq of the second format"), layer.dense
+
+
+def compressed_config(stored: str, **weights: Any) -> dict[str, Any]:
+    return {
+        "quant_method": "compressed-tensors",
+        "format": stored,
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+    }
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -108,9 +157,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gptq by act order": {"quant_method": "gptq", "bits": 4, "group_size": GROUP_SIZE, "desc_act": True},
     "gptq of 8 bits": {"quant_method": "gptq", "bits": 8, "group_size": GROUP_SIZE},
     "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP_SIZE, "zero_point": True, "version": "gemm"},
+    "symmetric, compressed": compressed_config("pack-quantized", num_bits=4, group_size=GROUP_SIZE, symmetric=True),
+    "by act order, compressed": compressed_config(
+        "pack-quantized", num_bits=4, group_size=GROUP_SIZE, symmetric=False, actorder="group"
+    ),
+    "float8 by rows, compressed": compressed_config("float-quantized", num_bits=8, symmetric=True, strategy="channel"),
+    "int8 by rows, compressed": compressed_config("int-quantized", num_bits=8, symmetric=True, strategy="channel"),
     "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [48, 48]},
 }
-KEPT = tuple(way for way in CONFIGS if way not in ("gptq of 8 bits", "fp8"))
+KEPT = tuple(way for way in CONFIGS if way not in ("gptq of 8 bits", "fp8") and "by rows" not in way)
 """Ways of which the integers stay what they are."""
 
 
@@ -118,6 +173,7 @@ class Checkpoint:
     """A folder of a quantized model, and transformers' model with the same numbers written out."""
 
     def __init__(self, folder: Path, way: str, model: PreTrainedModel, *, plain: str = "no layer") -> None:
+        self.way = way
         generator = torch.Generator().manual_seed(7)
         for parameter in model.parameters():  # large enough that tokens differ
             parameter.data.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.1, generator=generator)
@@ -139,9 +195,9 @@ class Checkpoint:
         self.whole = AutoModelForCausalLM.from_pretrained(folder / "dense", dtype=torch.float32).eval()
 
 
-@pytest.fixture(params=CONFIGS)
-def way(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(scope="module", params=CONFIGS)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(tmp_path_factory.mktemp("checkpoint"), request.param, tiny_llama())
 
 
 def logits_of(folder: Path, spans: Sequence[Span], ids: Sequence[int]) -> Tensor:
@@ -173,23 +229,21 @@ def prompt(length: int) -> list[int]:
 
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_blocks_compute_what_the_same_numbers_written_out_do(
-    tmp_path: Path, way: str, is_kept: bool, request: pytest.FixtureRequest
+    checkpoint: Checkpoint, is_kept: bool, request: pytest.FixtureRequest
 ) -> None:
     """In integers as far as bfloat16 goes."""
     if not is_kept:
         request.getfixturevalue("no_integers")
-    made = Checkpoint(tmp_path, way, tiny_llama())
-    check_supported(open_folder(made.folder).config)
-    for num_tokens in (1, 20):
+    check_supported(open_folder(checkpoint.folder).config)
+    for num_tokens, spans in zip((1, 20), SPLITS, strict=True):
         ids = prompt(num_tokens)
         with torch.no_grad():
-            expected = made.whole(torch.tensor([ids])).logits[0]
-        for spans in SPLITS:
-            assert_close(logits_of(made.folder, spans, ids), expected, apart=0.06 if is_kept else 1e-4)
+            expected = checkpoint.whole(torch.tensor([ids])).logits[0]
+        assert_close(logits_of(checkpoint.folder, spans, ids), expected, apart=0.06 if is_kept else 1e-4)
 
 
-def test_integers_of_four_bits_stay_so_in_memory_and_others_become_plain(tmp_path: Path, way: str) -> None:
-    source = open_folder(Checkpoint(tmp_path, way, tiny_llama()).folder)
+def test_integers_of_four_bits_stay_so_in_memory_and_others_become_plain(checkpoint: Checkpoint) -> None:
+    way, source = checkpoint.way, open_folder(checkpoint.folder)
     settle_quantized(source.config, CPU)
     foretold = bytes_by_block(source.config, torch.float32)[2]
     part, report = load(source, Span(2, 3))
@@ -252,6 +306,13 @@ def test_integers_are_not_quantized_again(tmp_path: Path) -> None:
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "gptq and gptq_v2 are read, not marlin"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "gemm are read, not gemv"),
         ({"quant_method": "fp8", "activation_scheme": "static"}, "only weights with scales by blocks"),
+        (compressed_config("nvfp4-pack-quantized", num_bits=4), "int-quantized, naive-quantized are read, not nvfp4"),
+        (compressed_config("pack-quantized", num_bits=3, group_size=128), "weights of 3 bits in groups of 128 are not"),
+        (
+            compressed_config("pack-quantized", num_bits=4) | {"transform_config": {"u": 1}},
+            "are transformed, or sparse",
+        ),
+        ({"quant_method": "compressed-tensors", "format": "dense", "config_groups": {}}, "its layers differ"),
     ],
 )
 def test_what_is_stored_in_another_way_is_refused(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:

@@ -323,7 +323,7 @@ def test_what_is_quantized_already_is_not_quantized_again(folder: Path) -> None:
     ("method", "needs"),
     [
         ("mxfp4", "Triton kernels, on a GPU"),
-        ("compressed-tensors", "the package compressed-tensors"),
+        ("torchao", "the package torchao"),
         ("rubbish", "of which single blocks"),
     ],
 )
