@@ -120,7 +120,7 @@ async def test_a_swarm_lives_on_while_servers_come_and_go(churn: Churn, referenc
             assert await answer(client, prompt) == expected
 
         plan = await settled_plan(client, num_servers=len(churn.live))
-        again = plan.inputs.plan()
+        again = await asyncio.to_thread(plan.inputs.plan)  # or the servers would take us for lost, who answer no beat
         assert (again.placement, again.chains) == (plan.placement, plan.chains)
         for planned in plan.chains:
             generation = await client.generate(prompt, chain=planned.chain, max_new_tokens=NEW_TOKENS)
