@@ -120,7 +120,7 @@ def reason_against(device: torch.device) -> str | None:
     try:
         layer.fill(grouped, device=device)
         made = layer(inputs)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # also if no kernel is there
         return f"torch {torch.__version__} cannot ({str(error).partition(chr(10))[0]})"
     expected = inputs @ grouped.dense().t()
     if (made - expected).abs().max() > 0.05 * expected.abs().max():

@@ -176,7 +176,7 @@ def _compressed(fields: Mapping[str, Any]) -> Packing | str:
         return f"of its formats {', '.join(COMPRESSED_LAYOUTS)} are read, not {name}"
     if bits not in COMPRESSED_BITS or (layout == SCALED and (bits != 8 or group_size != -1 or not is_symmetric)):
         return f"weights of {bits} bits in groups of {group_size} are not read in the format {name}"
-    return Packing(COMPRESSED, layout, 4 if bits == 4 else 8, group_size, is_ordered, block=block or None)
+    return Packing(COMPRESSED, layout, int(bits), group_size, is_ordered, block=block or None)
 
 
 def _misfit(name: str, parts: Mapping[str, Tensor]) -> WeightsError:
