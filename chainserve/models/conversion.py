@@ -17,7 +17,7 @@ from transformers.core_model_loading import (
 )
 
 from chainserve.errors import WeightsError
-from chainserve.models.quantize import is_quantized, quantized_bytes
+from chainserve.models.quantize import quantized_layer
 
 
 @dataclass(slots=True)
@@ -103,9 +103,9 @@ def weight_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch
 def weight_bytes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
     """Memory of each parameter and persistent buffer of a skeleton once loaded as `dtype`; scales count as weights."""
     dtypes = weight_dtypes(model, dtype)
-    quantized = {f"{name}.weight": module for name, module in model.named_modules() if is_quantized(module)}
+    layers = {f"{name}.weight": quantized_layer(module) for name, module in model.named_modules()}
     return {
-        name: quantized_bytes(quantized[name]) if name in quantized else tensor.numel() * dtypes[name].itemsize
+        name: layer.nbytes if (layer := layers.get(name)) else tensor.numel() * dtypes[name].itemsize
         for name, tensor in model.state_dict().items()
     }
 

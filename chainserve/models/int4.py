@@ -68,6 +68,10 @@ class Int4Linear(nn.Module):
         num_weights = self.out_features * self.in_features
         return num_weights // 2 + 4 * (num_weights // self.group_size) + 8 * self.in_features * self.is_ordered
 
+    def quantize(self, weight: Tensor, *, device: torch.device) -> None:
+        """Take a weight (out_features, in_features) of plain numbers."""
+        self.fill(rounded(weight.to(device), self.group_size), device=device)
+
     def fill(self, grouped: Grouped, *, device: torch.device) -> None:
         """Take a weight; WeightsError if it has another shape, or groups of unlike sizes."""
         values, scales, offsets = grouped.values, grouped.scales, grouped.offsets

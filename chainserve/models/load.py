@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from chainserve.errors import WeightsError
-from chainserve.models.conversion import plan_loading, tied_pairs, weight_bytes, weight_dtypes
+from chainserve.models.bits import BitsLayer
+from chainserve.models.conversion import Group, plan_loading, tied_pairs, weight_bytes, weight_dtypes
 from chainserve.models.int4 import Int4Linear
-from chainserve.models.quantize import is_quantized, quantize_weight, restore_weight, stored_statistics
+from chainserve.models.quantize import QuantizedLayer, quantized_layer
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.source import ModelSource, progress_bar
 from chainserve.types import Span
@@ -52,10 +53,8 @@ def load_weights(
     """
     began = time.perf_counter()
     groups = plan_loading(model, source.tensors)
-    statistics = {
-        group.target: stored_statistics(_module_of(model, group.target), group.sources[0][0], source.tensors)
-        for group in groups
-    }
+    layers = {group.target: _layer_of(model, group.target) for group in groups}
+    beside = {group.target: _beside(layers[group.target], group, source) for group in groups}
     num_loaded = 0
 
     def count(num_bytes: int) -> None:
@@ -64,31 +63,17 @@ def load_weights(
         bar.update(num_bytes)
         on_share(num_loaded / total_bytes)
 
-    names = [name for group in groups for name in (*dict(group.sources), *statistics[group.target])]
+    names = [name for group in groups for name in (*dict(group.sources), *beside[group.target])]
     total_bytes = sum(source.tensors[name].nbytes for name in names)
     dtypes = weight_dtypes(model, dtype)
     source.fetch(names, progress=progress)
     with torch.no_grad(), progress_bar(total_bytes, doing="Loading", progress=progress) as bar:
         for group in groups:
-            if beside := statistics[group.target]:
-                [name] = dict(group.sources)
-                stored = {other: source.read(other) for other in beside}
-                try:
-                    restore_weight(_module_of(model, group.target), source.read(name), stored, device=device)
-                except (RuntimeError, ValueError, KeyError) as error:
-                    raise WeightsError(f"the quantized tensors of {group.target} do not fit: {error}") from error
-                count(sum(source.tensors[other].nbytes for other in (name, *beside)))
+            layer = layers[group.target]
+            if layer is not None and _is_taken_as_stored(layer, group, source, beside[group.target], device=device):
+                count(sum(source.tensors[name].nbytes for name in (*dict(group.sources), *beside[group.target])))
+                _return_freed_memory()
                 continue
-            if isinstance(module := _module_of(model, group.target), Int4Linear):
-                [name] = dict(group.sources)
-                if (grouped := source.grouped(name)) is not None:
-                    try:
-                        module.fill(grouped, device=device)
-                    except WeightsError as error:
-                        raise WeightsError(f"the integers of {group.target} do not fit: {error}") from error
-                    count(source.tensors[name].nbytes)
-                    _return_freed_memory()
-                    continue
             for name, pattern in group.sources:
                 group.transform.add_tensor(group.target, name, pattern, source.read(name, dtypes[group.target]))
                 count(source.tensors[name].nbytes)
@@ -100,7 +85,7 @@ def load_weights(
                 made = made[0]
             for name, value in made.items():
                 assign(model, name, value[0] if isinstance(value, list) else value, device=device)
-            if len(group.sources) > 1 or is_quantized(_module_of(model, group.target)):
+            if len(group.sources) > 1 or layer is not None:
                 _return_freed_memory()
     for name, twin in tied_pairs(model).items():
         assign(model, name, model.get_parameter(twin), device=device)
@@ -144,12 +129,43 @@ def assign(model: PreTrainedModel, name: str, value: Tensor, *, device: torch.de
     shape = getattr(module, leaf).shape
     if value.shape != shape:
         raise WeightsError(f"{name} has shape {tuple(value.shape)} in the checkpoint, {tuple(shape)} by its config")
-    if leaf == "weight" and is_quantized(module):
-        quantize_weight(module, value, device=device)
+    if leaf == "weight" and (layer := quantized_layer(module)):
+        layer.quantize(value, device=device)
         return
     if leaf in module._parameters and not isinstance(value, nn.Parameter):
         value = nn.Parameter(value.to(device), requires_grad=False)
     setattr(module, leaf, value.to(device) if leaf in module._buffers else value)
+
+
+def _beside(layer: QuantizedLayer | None, group: Group, source: ModelSource) -> list[str]:
+    """Tensors that the checkpoint holds beside the group's weight, if that is stored as its layer keeps it."""
+    return layer.beside(group.sources[0][0], source.tensors) if isinstance(layer, BitsLayer) else []
+
+
+def _is_taken_as_stored(
+    layer: QuantizedLayer, group: Group, source: ModelSource, beside: list[str], *, device: torch.device
+) -> bool:
+    """Give a layer its weight as the checkpoint holds it, if it does so as the layer keeps it."""
+    if len(names := dict(group.sources)) > 1:
+        return False
+    [name] = names
+    stored = {other: source.read(other) for other in beside}
+    grouped = source.grouped(name) if isinstance(layer, Int4Linear) else None
+    try:
+        if stored and isinstance(layer, BitsLayer):
+            layer.restore(source.read(name), stored, device=device)
+            return True
+        if grouped is not None and isinstance(layer, Int4Linear):
+            layer.fill(grouped, device=device)
+            return True
+    except (RuntimeError, ValueError, KeyError, WeightsError) as error:
+        raise WeightsError(f"the quantized tensors of {group.target} do not fit: {error}") from error
+    return False
+
+
+def _layer_of(model: PreTrainedModel, name: str) -> QuantizedLayer | None:
+    """The quantized layer that the weight `name` is of, if it is of one."""
+    return quantized_layer(_module_of(model, name)) if name.rpartition(".")[2] == "weight" else None
 
 
 def _module_of(model: PreTrainedModel, name: str) -> nn.Module:

@@ -20,20 +20,12 @@ from chainserve.models.cache import KVCache
 from chainserve.models.checkpoint import open_folder
 from chainserve.models.costs import model_costs
 from chainserve.models.ends import Ends
+from chainserve.models.fp8 import FP8_MAX, Fp8Linear, check_fp8
 from chainserve.models.int4 import Int4Linear
 from chainserve.models.load import bytes_by_block
 from chainserve.models.names import FP8, INT4, INT8, NF4, QUANTIZATIONS
 from chainserve.models.profiles import profile_of
-from chainserve.models.quantize import (
-    FP8_MAX,
-    Fp8Linear,
-    check_fp8,
-    quantization_of,
-    quantize_blocks,
-    quantize_weight,
-    quantized_bytes,
-    settle_quantized,
-)
+from chainserve.models.quantize import quantization_of, quantize_blocks, quantized_layer, settle_quantized
 from chainserve.models.runner import Runner
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.support import check_supported
@@ -207,9 +199,9 @@ def test_an_fp8_layer_multiplies_what_float8_leaves_of_numbers(bias: bool) -> No
     linear = nn.Linear(64, 32, bias=bias)
     inputs = torch.randn(2, 3, 64) * torch.tensor([1e-3, 1.0, 1e3]).view(1, 3, 1)
     layer = Fp8Linear(linear)
-    quantize_weight(layer, linear.weight.detach(), device=CPU)
+    layer.quantize(linear.weight.detach(), device=CPU)
     assert layer.weight.dtype == torch.float8_e4m3fn
-    assert quantized_bytes(Fp8Linear(linear)) == layer.weight.nbytes + layer.scale.nbytes
+    assert Fp8Linear(linear).nbytes == layer.weight.nbytes + layer.scale.nbytes
 
     def rounded(rows: Tensor) -> Tensor:
         scale = rows.abs().amax(-1, keepdim=True) / FP8_MAX
@@ -248,7 +240,7 @@ def test_norms_ends_and_fused_experts_are_not_quantized(tmp_path: Path, method: 
     source = open_folder(save(tiny_mixtral(), tmp_path))
     quantize_blocks(source.config, method, dtype=torch.float32, device=CPU)
     part, _ = load(source, Span(1, 2), embed=True, head=True)
-    quantized = {name for name, module in part.named_modules() if quantize.is_quantized(module)}
+    quantized = {name for name, module in part.named_modules() if quantized_layer(module)}
     assert quantized == {f"model.layers.1.self_attn.{name}_proj" for name in "qkvo"}
     assert bytes_by_block(source.config, torch.float32)[1] == sum(
         tensor.nbytes for name, tensor in part.state_dict().items() if ".layers.1." in name and not is_note(name)
@@ -362,6 +354,6 @@ def test_fp8_is_refused_with_the_reason_where_the_device_lacks_it(
     with pytest.raises(DeviceError, match=r"8\.9 or newer.*cpu would only emulate it: take int8 or nf4"):
         check_fp8(CPU)
     Gpu(monkeypatch, capability, hip)
-    monkeypatch.setattr(quantize, "quantize_weight", failing)
+    monkeypatch.setattr(Fp8Linear, "quantize", failing)
     with pytest.raises(DeviceError, match=reason):
         check_fp8(torch.device("cuda"))
