@@ -43,6 +43,7 @@ VOCABULARY_APART = importlib.util.find_spec("transformers.integrations.gguf") is
 
 LONG_ARRAY = 4096
 """Arrays of metadata with more items are vocabularies."""
+TOKENS = "tokenizer.ggml.tokens"
 
 
 GROUP_COLUMNS = 32
@@ -74,8 +75,14 @@ class GgufSource:
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
         self.path = path
-        self._parsed: dict[str, Any] = _parse(name, path)
-        architecture, fields, stored = _read_directory(path)
+        self._parsed: dict[str, Any]
+        try:
+            directory = _Directory(path)
+            architecture, fields, stored = _read_directory(directory)
+            self._parsed = _parse(path, directory)
+            del directory  # which keeps the file in memory
+        except (ValueError, KeyError, IndexError) as error:
+            raise UnsupportedModelError(f"{name}: transformers cannot read this GGUF file ({error})") from error
         config_class = CONFIG_MAPPING[self._parsed["model_type"]]
         self.config: PretrainedConfig = config_class.from_dict(dict(self._parsed))
         self.num_blocks: int = self.config.num_hidden_layers
@@ -138,7 +145,7 @@ class GgufSource:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         stated = _Directory(self.path).fields.get("tokenizer.ggml.add_bos_token")
         options = {"add_bos_token": stated.contents()} if stated else {}  # the first 5.x of transformers overlook it
-        with _quick_directory() if VOCABULARY_APART else nullcontext():
+        with _read_by(_Directory) if VOCABULARY_APART else nullcontext():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.path.parent, gguf_file=self.path.name, **options
             )
@@ -221,28 +228,32 @@ class _Directory(gguf.GGUFReader):
 
 
 @contextmanager
-def _quick_directory() -> Iterator[None]:
-    """Have transformers read with `_Directory`: it makes its reader itself, from this name."""
-    usual, gguf.GGUFReader = gguf.GGUFReader, _Directory
+def _read_by(make: Callable[[str], gguf.GGUFReader]) -> Iterator[None]:
+    """Have transformers read with what this makes: it takes its reader from this name."""
+    usual, gguf.GGUFReader = gguf.GGUFReader, make
     try:
         yield
     finally:
         gguf.GGUFReader = usual
 
 
-def _parse(name: str, path: Path) -> dict[str, Any]:
-    """transformers' view of the file's metadata as a config."""
-    try:
-        with _quick_directory():
-            parsed: dict[str, Any] = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
-    except (ValueError, KeyError, IndexError) as error:
-        raise UnsupportedModelError(f"{name}: transformers cannot read this GGUF file ({error})") from error
+def _parse(path: Path, directory: _Directory) -> dict[str, Any]:
+    """transformers' view of the file's metadata as a config; vocabularies are taken out of `directory`.
+
+    transformers goes through every token for nothing but, where the size of the vocabulary is not given, their number.
+    """
+    architecture = directory.fields["general.architecture"].contents()
+    needed = set() if f"{architecture}.vocab_size" in directory.fields else {TOKENS}
+    for key in [key for key in directory.fields if key.startswith("tokenizer.") and key not in needed]:
+        if len(directory.fields[key].data) > LONG_ARRAY:
+            del directory.fields[key]
+    with _read_by(lambda _path: directory):
+        parsed: dict[str, Any] = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
     return parsed
 
 
-def _read_directory(path: Path) -> tuple[str, dict[str, Any], list[GgufTensor]]:
-    """Architecture, the fields that describe it, and where the tensors are; the reader is not kept."""
-    reader = _Directory(path)
+def _read_directory(reader: _Directory) -> tuple[str, dict[str, Any], list[GgufTensor]]:
+    """Architecture, the fields that describe it, and where the tensors are."""
     architecture: str = reader.fields["general.architecture"].contents()
     fields = {
         key: field.contents()

@@ -12,6 +12,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from chainserve.errors import SpanError, UnsupportedModelError
 from chainserve.models.attention import ATTENTION
@@ -43,7 +44,7 @@ def build_skeleton(
     num_blocks = config.num_hidden_layers
     if span is not None and span.end > num_blocks:
         raise SpanError(f"blocks {span} are not in this model, which has blocks 0:{num_blocks}")
-    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
+    with no_init_weights(), init_empty_weights(include_buffers=False), _EmptyOnMeta():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=ATTENTION)
     is_quantized = getattr(config, "quantization_config", None) is not None
     kept = kept_modules(model) if is_quantized else []
