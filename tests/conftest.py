@@ -1,4 +1,7 @@
-"""What holds for all tests: profiles of their own, and without a GPU Triton's kernels run in its interpreter."""
+"""What holds for all tests: profiles of their own, and without a GPU Triton's kernels run in its interpreter.
+
+Test processes that share the cores compute with one thread each: more of them wait for each other.
+"""
 
 import os
 import shutil
@@ -7,6 +10,9 @@ from collections.abc import Iterator
 from unittest.mock import patch
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch; servers that tests start have it, too
 
 if shutil.which("nvidia-smi") is None:
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, as some libraries do

@@ -31,8 +31,8 @@ IsGreedy = Callable[[str, tuple[int, ...]], bool]
 
 @pytest.fixture(scope="module")
 def expected(reference: Reference) -> Expected:
-    """For a few questions the greedy tokens of the whole model."""
-    return {question: reference.greedy(reference.prompt(question), NEW_TOKENS) for question in FEW_QUESTIONS}
+    """For two questions the greedy tokens of the whole model, as transformers generates them: one answer ends."""
+    return {question: reference.greedy(reference.prompt(question), NEW_TOKENS) for question in FEW_QUESTIONS[:2]}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_transformers_own_generate_runs_over_remote_blocks(make_swarm: MakeSwarm
         ids, mask = batch["input_ids"], batch["attention_mask"]
 
         for rows, options in (
-            (10, {"num_beams": 4}),  # of the twenty, for time: 80 lanes at once take minutes
+            (5, {"num_beams": 4}),  # of the twenty, for time: 80 lanes at once take minutes
             (4, {}),
             (4, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}),
         ):
