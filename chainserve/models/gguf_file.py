@@ -228,7 +228,7 @@ class _Directory(gguf.GGUFReader):
 
 
 @contextmanager
-def _read_by(make: Callable[[str], gguf.GGUFReader]) -> Iterator[None]:
+def _read_by(make: Callable[..., gguf.GGUFReader]) -> Iterator[None]:
     """Have transformers read with what this makes: it takes its reader from this name."""
     usual, gguf.GGUFReader = gguf.GGUFReader, make
     try:
@@ -247,7 +247,7 @@ def _parse(path: Path, directory: _Directory) -> dict[str, Any]:
     for key in [key for key in directory.fields if key.startswith("tokenizer.") and key not in needed]:
         if len(directory.fields[key].data) > LONG_ARRAY:
             del directory.fields[key]
-    with _read_by(lambda _path: directory):
+    with _read_by(lambda *_: directory):
         parsed: dict[str, Any] = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
     return parsed
 

@@ -70,7 +70,7 @@ def load_weights(
     with torch.no_grad(), progress_bar(total_bytes, doing="Loading", progress=progress) as bar:
         for group in groups:
             layer = layers[group.target]
-            if layer is not None and _is_taken_as_stored(layer, group, source, beside[group.target], device=device):
+            if layer is not None and _take_as_stored(layer, group, source, beside[group.target], device=device):
                 count(sum(source.tensors[name].nbytes for name in (*dict(group.sources), *beside[group.target])))
                 _return_freed_memory()
                 continue
@@ -142,25 +142,24 @@ def _beside(layer: QuantizedLayer | None, group: Group, source: ModelSource) -> 
     return layer.beside(group.sources[0][0], source.tensors) if isinstance(layer, BitsLayer) else []
 
 
-def _is_taken_as_stored(
+def _take_as_stored(
     layer: QuantizedLayer, group: Group, source: ModelSource, beside: list[str], *, device: torch.device
 ) -> bool:
-    """Give a layer its weight as the checkpoint holds it, if it does so as the layer keeps it."""
+    """Give a layer its weight as the checkpoint holds it; False if it is not held as the layer keeps it."""
     if len(names := dict(group.sources)) > 1:
         return False
     [name] = names
-    stored = {other: source.read(other) for other in beside}
-    grouped = source.grouped(name) if isinstance(layer, Int4Linear) else None
     try:
-        if stored and isinstance(layer, BitsLayer):
-            layer.restore(source.read(name), stored, device=device)
-            return True
-        if grouped is not None and isinstance(layer, Int4Linear):
-            layer.fill(grouped, device=device)
-            return True
+        match layer:
+            case BitsLayer() if beside:
+                layer.restore(source.read(name), {other: source.read(other) for other in beside}, device=device)
+            case Int4Linear() if (grouped := source.grouped(name)) is not None:
+                layer.fill(grouped, device=device)
+            case _:
+                return False
     except (RuntimeError, ValueError, KeyError, WeightsError) as error:
         raise WeightsError(f"the quantized tensors of {group.target} do not fit: {error}") from error
-    return False
+    return True
 
 
 def _layer_of(model: PreTrainedModel, name: str) -> QuantizedLayer | None:
