@@ -19,6 +19,8 @@ CODE_BYTES = 16 * 4
 NESTED_BYTES = 256 * 4 + 4
 """Those of 8 bits that scales are quantized to, and their mean, where scales are quantized too."""
 NESTED_BLOCK = 256
+REORDERED_ROWS = 32
+"""How many rows bitsandbytes weaves into each other where the CPU multiplies bfloat16."""
 
 
 class BitsLayer(ABC):
@@ -120,6 +122,18 @@ class FourBitLayer(BitsLayer):
             weight, dict(statistics), device=device, module=self.module
         )
         return kept, tuple(kept.quant_state.shape)
+
+
+def prevent_failing_reordering(model: nn.Module) -> None:
+    """Have four-bit layers keep their layout that bitsandbytes (0.50.2) fails to reorder at their first product.
+
+    It tries to on every CPU that multiplies bfloat16, though it can only if rows are whole blocks, 32 of them together.
+    """
+    for module in model.modules():
+        if isinstance(bits_layer(module), FourBitLayer):
+            layer: Any = module
+            if layer.in_features % int(layer.weight.blocksize) or layer.out_features % REORDERED_ROWS:
+                layer.support_avx512bf16_for_cpu = False
 
 
 KINDS: dict[str, type[BitsLayer]] = {"Linear8bitLt": Int8Layer, "Linear4bit": FourBitLayer}

@@ -18,7 +18,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from chainserve.errors import DeviceError, UnsupportedModelError, UsageError
-from chainserve.models.bits import BITSANDBYTES, BitsLayer, bits_layer, load_bitsandbytes
+from chainserve.models.bits import BITSANDBYTES, BitsLayer, bits_layer, load_bitsandbytes, prevent_failing_reordering
 from chainserve.models.fp8 import Fp8Linear, check_fp8, takes_fp8
 from chainserve.models.int4 import Int4Linear, kernel_group, reason_against
 from chainserve.models.names import FP8, INT4, INT8, NF4
@@ -159,6 +159,7 @@ def replace_linears(model: PreTrainedModel, kept: Collection[str]) -> None:
         from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
         replace_with_bnb_linear(model, modules_to_not_convert=list(kept), quantization_config=how)
+        prevent_failing_reordering(model)
         return
     stored = stored_packing(model.config) or ROUNDED
     for name, linear in linears.items():

@@ -27,7 +27,7 @@ from chainserve.models.names import FP8, INT4, INT8, NF4, QUANTIZATIONS
 from chainserve.models.profiles import profile_of
 from chainserve.models.quantize import quantization_of, quantize_blocks, quantized_layer, settle_quantized
 from chainserve.models.runner import Runner
-from chainserve.models.skeleton import build_skeleton
+from chainserve.models.skeleton import blocks_of, build_skeleton
 from chainserve.models.support import check_supported
 from chainserve.protocol.messages import Step
 from chainserve.types import Span
@@ -262,6 +262,15 @@ def test_quantized_blocks_are_measured_and_kept_apart(
     for name in ("token_bytes", "embedding_bytes", "head_bytes"):
         assert getattr(profiles[0], name) == getattr(profiles[1], name)
     assert profile_of(config, dtype=torch.bfloat16, device=CPU, folder=tmp_path) == profiles[1]
+
+
+def test_bitsandbytes_reorders_on_no_cpu_what_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    config = LlamaConfig(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=1)
+    quantize_blocks(config, NF4, dtype=torch.bfloat16, device=CPU)
+    [block] = blocks_of(build_skeleton(config, Span(3, 4)).base_model)[3:4]
+    reordered = {name for name, layer in block.named_modules() if getattr(layer, "support_avx512bf16_for_cpu", False)}
+    assert reordered == {"self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"}
 
 
 def test_damaged_scales_are_an_error_that_names_the_weight(folder: Path, tmp_path: Path) -> None:
