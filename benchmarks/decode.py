@@ -3,7 +3,8 @@
     python benchmarks/decode.py [--rounds N] [--tokens N] [--output FILE]
 
 All swarms run at once and idle unless measured; every round measures each of them once, so that a slow minute of
-the machine touches all alike. Figures are medians over rounds; compare ratios, not absolute speeds.
+the machine touches all alike. What is compared is measured side by side, and ratios are medians of each round's own:
+compare those, not absolute speeds.
 """
 
 import argparse
@@ -42,6 +43,8 @@ MODEL = "smollm2-135m"
 SPLITS = {"1 server": ["0:30"], "2 servers": ["0:15", "15:30"], "3 servers": ["0:10", "10:20", "20:30"]}
 SESSIONS = (1, 2, 4, 8, 16)
 PROMPTS = (128, 512, 1900)
+PACKED_STEPS = 4
+"""Packed forwards before, and as many after, the sessions that they are compared with."""
 CONTEXT_TOKENS = 40
 """Of sessions whose packed forward is timed by itself: what theirs have in the middle of an answer."""
 SEED = 0
@@ -81,12 +84,15 @@ class Packed:
             cache.reserve(session, span, num_lanes=1, max_tokens=CONTEXT_TOKENS + 1)
             self._forward([Step(session, 0, 0, CONTEXT_TOKENS, 1)])
 
-    def step_s(self, num_sessions: int) -> float:
-        """Seconds of one token each of so many sessions."""
+    def times(self, num_sessions: int, num_steps: int) -> list[float]:
+        """Seconds of each of `num_steps` steps: one token each of so many sessions."""
         steps = [Step(session, 0, CONTEXT_TOKENS, 1, 1) for session in self._sessions[:num_sessions]]
-        began = time.perf_counter()
-        self._forward(steps)
-        return time.perf_counter() - began
+        taken_s = []
+        for _ in range(num_steps):
+            began = time.perf_counter()
+            self._forward(steps)
+            taken_s.append(time.perf_counter() - began)
+        return taken_s
 
     def _forward(self, steps: list[Step]) -> None:
         ids = torch.arange(1000, 1000 + sum(step.num_tokens for step in steps))
@@ -112,7 +118,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     first_s: dict[str, dict[int, list[float]]] = {}
     sessions_s: dict[str, dict[int, list[float]]] = {}
     decoding: dict[str, dict[int, list[float]]] = {}  # tokens per second of all sessions, each after its first token
-    packed_s: dict[int, list[float]] = {}
+    packed: dict[str, dict[int, list[float]]] = {}  # and of packed forwards of as many, right before and after
     with ExitStack() as swarms:
         clients: dict[str, AsyncClient] = {}
         async with AsyncExitStack() as connections:
@@ -126,7 +132,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             # One thread for transformers: torch keeps a pool of its own for each thread that computes.
             alone = connections.enter_context(ThreadPoolExecutor(max_workers=1))
             run = partial(asyncio.get_running_loop().run_in_executor, alone)
-            plain, packed = await run(Plain), await run(Packed)
+            plain, forward = await run(Plain), await run(Packed)
             for round_ in range(-1, options.rounds):  # the first one only warms up
                 kept = round_ >= 0
                 short = prompt(16)
@@ -149,27 +155,28 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                     for name, seconds in taken.items() if kept else ():
                         first_s.setdefault(name, {}).setdefault(length, []).append(seconds)
 
-                for num in SESSIONS:
-                    for _ in range(8 if kept else 1):
-                        seconds = await run(packed.step_s, num)
-                        if kept:
-                            packed_s.setdefault(num, []).append(seconds)
                 for name, client in clients.items():
                     for num in SESSIONS:
+                        steps_s = await run(forward.times, num, PACKED_STEPS)
                         began = time.perf_counter()
                         streams = [stream(client, prompt(16), options.tokens) for _ in range(num)]
                         taken_s = await asyncio.gather(*streams)
+                        seconds = time.perf_counter() - began
+                        steps_s += await run(forward.times, num, PACKED_STEPS)
                         if kept:
-                            seconds = time.perf_counter() - began
                             sessions_s.setdefault(name, {}).setdefault(num, []).append(seconds)
                             speed = sum((options.tokens - 1) / rest for _, rest in taken_s)
                             decoding.setdefault(name, {}).setdefault(num, []).append(speed)
+                            packed.setdefault(name, {}).setdefault(num, []).append(num / statistics.median(steps_s))
                 print(f"round {round_ + 1} of {options.rounds}", flush=True)
 
-    def paired(name: str) -> float:
-        """Speed relative to transformers, round by round."""
-        pairs = zip(decode_s["transformers"], decode_s[name], strict=True)
-        return statistics.median(plain / ours for plain, ours in pairs)
+    def paired(times: list[float], beside: list[float]) -> float:
+        """How often the one fits into the other, round by round."""
+        return statistics.median(other / ours for ours, other in zip(times, beside, strict=True))
+
+    def over_one(speeds: dict[int, list[float]], num: int) -> list[float]:
+        """What `num` at once make of one alone, round by round."""
+        return [many / one for many, one in zip(speeds[num], speeds[1], strict=True)]
 
     def per_extra_hop(name: str) -> float:
         """Milliseconds per token that each server after the first adds."""
@@ -181,7 +188,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             name: {
                 "tokens_per_second": 1 / statistics.median(times),
                 "ms_per_token": 1000 * statistics.median(times),
-                "relative_to_transformers": paired(name),
+                "relative_to_transformers": paired(times, decode_s["transformers"]),
                 "ms_per_extra_hop": per_extra_hop(name) if len(SPLITS.get(name, ())) > 1 else None,
             }
             for name, times in decode_s.items()
@@ -195,10 +202,22 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             for name, by_num in decoding.items()
         },
         "tokens_per_second_of_packed_forwards": {
-            num: num / statistics.median(times) for num, times in packed_s.items()
+            num: statistics.median(speed for by_num in packed.values() for speed in by_num[num]) for num in SESSIONS
+        },
+        "relative_to_packed_forwards": {
+            name: {num: paired(packed[name][num], speeds) for num, speeds in by_num.items()}
+            for name, by_num in decoding.items()
+        },
+        "over_one_relative_to_packed_forwards": {
+            name: {num: paired(over_one(packed[name], num), over_one(by_num, num)) for num in by_num}
+            for name, by_num in decoding.items()
         },
         "ms_to_first_token": {
             name: {length: 1000 * statistics.median(times) for length, times in by_length.items()}
+            for name, by_length in first_s.items()
+        },
+        "first_token_relative_to_transformers": {
+            name: {length: paired(first_s["transformers"][length], times) for length, times in by_length.items()}
             for name, by_length in first_s.items()
         },
     }

@@ -47,9 +47,18 @@ def decode(report: dict[str, Any]) -> str:
         ]
         return table(head, cells)
 
-    packed = {"one packed forward by itself": figures["tokens_per_second_of_packed_forwards"]}
-    first = [[name, *(f"{ms:.0f}" for ms in row.values())] for name, row in figures["ms_to_first_token"].items()]
-    lengths = next(iter(figures["ms_to_first_token"].values()))
+    packed = {"packed forwards, between them": figures["tokens_per_second_of_packed_forwards"]}
+    over_one = figures["over_one_relative_to_packed_forwards"]
+    of_packed = [
+        [name, *(f"{ratio:.2f}" for ratio in row.values()), *(f"{over_one[name][num]:.2f}" for num in ("8", "16"))]
+        for name, row in figures["relative_to_packed_forwards"].items()
+    ]
+    relative = figures["first_token_relative_to_transformers"]
+    first = [
+        [name, *(f"{ms:.0f} ({relative[name][length]:.2f})" for length, ms in row.items())]
+        for name, row in figures["ms_to_first_token"].items()
+    ]
+    lengths, sessions = next(iter(figures["ms_to_first_token"].values())), next(iter(over_one.values()))
     return "\n\n".join(
         [
             f"## Decoding on one machine\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: "
@@ -61,7 +70,10 @@ def decode(report: dict[str, Any]) -> str:
             speeds(figures["tokens_per_second_of_all_sessions"]),
             "The same without them, each session from its first token on:",
             speeds(figures["tokens_per_second_after_the_first"] | packed),
-            "Milliseconds to the first token:",
+            "Their speed relative to packed forwards of as many right before and after them, and how much more 8 and "
+            "16 make of 1 than packed forwards do:",
+            table(["", *(f"{num} at once" for num in sessions), "8 over 1", "16 over 1"], of_packed),
+            "Milliseconds to the first token, and relative to transformers:",
             table(["", *(f"{length} prompt tokens" for length in lengths)], first),
         ]
     )
