@@ -1,8 +1,10 @@
-"""Matrix products of float32 on the CPU that take less time than torch's own, for the few rows of decode steps.
+"""Matrix products of float32 on the CPU that take less time than torch's own.
 
-torch computes `x @ W.T` of float32 by MKL. For two rows that takes 1.7 times as long as for one, though both read the
-same weights and do little else; `W @ x.T`, the same product with its sides exchanged, takes for up to four rows hardly
-longer than for one. Large layers are two to three times as fast by oneDNN, which torch has but uses for other types.
+torch computes `x @ W.T` of float32 by MKL. For one row that takes twice as long as for two if the sides are exchanged,
+`W @ x.T`, which is the same product and for up to four rows reads the weights and does little else (AMD's Zen 5, out of
+memory; on older processors one row hardly gains). oneDNN, which torch has but uses for other types, is two to three
+times as fast for large layers; where there is AVX-512 for all but the smallest, prompts included: MKL makes no use of
+it on AMD's processors.
 """
 
 import platform
@@ -10,15 +12,14 @@ import platform
 import torch
 from torch import Tensor, nn
 
-EXCHANGED_ROWS = (None, None, 2, 4, 4, 5, 6, 8, 8, *(16,) * 8)
+EXCHANGED_ROWS = (None, 2, 2, 4, 4, 5, 6, 8, 8, *(16,) * 8)
 """By rows, with how many the sides are exchanged: odd numbers take longer than the next power of two. From 17 rows on
-neither side is always the better one to exchange, and for one row it hardly matters."""
-LARGE = 4_000_000
-"""Weights of a layer from which on oneDNN is faster: it takes all threads, which smaller layers do not repay."""
-MOST_EXCHANGED = 5
-"""Rows of a large layer of which the sides are exchanged all the same: two to four take two thirds of oneDNN's time so,
-six take as long."""
+neither side is always the better one to exchange."""
+MOST_EXCHANGED = 4
+"""Rows of which the sides are exchanged where oneDNN computes more of them: these take two thirds of its time so."""
 HAS_ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+LARGE = 100_000 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 4_000_000
+"""Weights of a layer from which on oneDNN is faster: it takes all threads, which smaller layers do not repay."""
 
 
 def speed_up(layers: nn.Module) -> None:
@@ -47,10 +48,10 @@ class FewRowsLinear(nn.Linear):
 
 
 class LargeLinear(FewRowsLinear):
-    """A linear layer computed by oneDNN, but for the few rows of which exchanging the sides is faster still."""
+    """A linear layer that oneDNN computes, but for the few rows for which exchanging the sides is faster still."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if 1 < input.numel() // self.in_features <= MOST_EXCHANGED:
+        if input.numel() // self.in_features <= MOST_EXCHANGED:
             return super().forward(input)
         out: Tensor = torch.ops.mkldnn._linear_pointwise.default(input, self.weight, self.bias, "none", [], "")
         return out

@@ -30,7 +30,7 @@ if sys.platform != "win32":
 
 logger = logging.getLogger(__name__)
 
-MEASURING = 7
+MEASURING = 8
 """Another number for every change of what is measured or kept: profiles of an earlier one are measured again."""
 WAIT_S = 60.0
 """For other processes of this machine that measure; then we measure beside them."""

@@ -1,6 +1,5 @@
 """The client: connect to a swarm with its token, then generate."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing
@@ -9,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from chainserve.errors import RequestError, SwarmError
+from chainserve.runtime.background import in_background
 from chainserve.swarm.plans import SwarmPlan
 from chainserve.swarm.view import View
 from chainserve.types import Chain
@@ -226,7 +226,7 @@ async def load_draft_model(name: str) -> "DraftModel":
     """The model called `name` on this machine, to draft for a larger one."""
     from chainserve_client.draft_model import DraftModel
 
-    return await asyncio.to_thread(DraftModel.load, name)
+    return await in_background(lambda: DraftModel.load(name))  # in a thread that ends: another one computes with it
 
 
 def choose_model(view: View, name: str | None) -> ModelInSwarm:

@@ -19,7 +19,7 @@ from chainserve.errors import ChainserveError, UsageError
 from chainserve.models.names import QUANTIZATIONS
 from chainserve.protocol.messages import DTYPES, INT8
 from chainserve.runtime import logs
-from chainserve.runtime.background import is_busy
+from chainserve.runtime.background import in_passing_thread, is_busy
 from chainserve.runtime.cores import free_idle_cores
 from chainserve_server import bench_options
 from chainserve_server.family_options import asks_for_family, children_of
@@ -28,6 +28,7 @@ from chainserve_server.standard_input import StandardInput
 
 if TYPE_CHECKING:
     from chainserve_server.config import ServerConfig
+    from chainserve_server.prepare import Prepared
 
 LEAVE_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PROGRAM = (sys.executable, "-P", "-m", "chainserve_server.cli")
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None, *, program: Sequence[str] = PRO
             raise
         return fail(known[0], options)
     except KeyboardInterrupt:
+        if is_busy():
+            os._exit(130)  # while preparing, for which nobody waits
         return 130
     return 0
 
@@ -288,9 +291,12 @@ def run_server(options: argparse.Namespace, told_to_leave: threading.Event, gate
     for port in (config.port, config.port + 1) if config.port else (0,):
         asyncio.run(listen_address(config.host, port))
 
-    from chainserve_server.prepare import prepare  # imports torch, which takes seconds
+    def checked() -> "Prepared":
+        from chainserve_server.prepare import prepare  # imports torch, which takes seconds
 
-    prepared = prepare(config)
+        return prepare(config)
+
+    prepared = in_passing_thread(checked)
     if gateway is not None:
         gateway.check()
 

@@ -1,0 +1,79 @@
+"""What computes for a while leaves no threads behind, and an interrupt does not wait for it."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from chainserve.errors import ModelNotFoundError
+from chainserve.runtime.background import in_passing_thread, is_busy
+from chainserve_server import cli
+
+COMPUTES = """
+import os, time
+import torch
+from chainserve.runtime.background import in_passing_thread
+
+def compute():
+    weight = torch.ones(512, 512)
+    return float((weight @ weight)[0, 0]), num_threads()
+
+def num_threads():
+    return len(os.listdir("/proc/self/task"))
+
+before = num_threads()
+product, during = in_passing_thread(compute)
+assert product == 512
+assert during > before + 1, "torch has no helpers here"
+while num_threads() > before:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux shows them")
+def test_helpers_of_torch_end_with_the_thread_that_had_them() -> None:
+    subprocess.run([sys.executable, "-c", COMPUTES], check=True, timeout=60, env={"OMP_NUM_THREADS": "3"})
+
+
+def test_what_is_raised_is_raised_to_who_waits() -> None:
+    with pytest.raises(ZeroDivisionError):
+        in_passing_thread(lambda: 1 // 0)
+
+
+def test_an_interrupt_ends_the_wait_and_not_the_work() -> None:
+    goes_on = threading.Event()
+    begun = threading.Event()
+
+    def work() -> None:
+        begun.set()
+        goes_on.wait(30)
+
+    def interrupt() -> None:
+        begun.wait(30)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        in_passing_thread(work)
+    assert is_busy()
+    goes_on.set()
+    while is_busy():
+        time.sleep(0.01)
+
+
+def test_a_server_prepares_in_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def prepare(_config: Any) -> None:
+        threads.append(threading.current_thread())
+        raise ModelNotFoundError("far enough")
+
+    monkeypatch.setattr("chainserve_server.prepare.prepare", prepare)
+    assert cli.main(["--model", "smollm2-135m", "--blocks", "0:30"]) == 2
+    assert threads[0] is not threading.main_thread()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
