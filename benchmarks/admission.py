@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tables
 from circumstances import PROJECT, circumstances, keep
+from sections.admission import section
 
 from chainserve.planning.dispatch import JoinFastestFree, JoinPatiently
 from chainserve.planning.values import PlannedChain, total_rate
@@ -144,7 +144,7 @@ def main() -> None:
         case = Case(4, load=load, num_requests=options.requests, slowest_s=PATIENT_SLOWEST_S)
         patience[str(load)] = by_patience(case)
     about = circumstances("admission", "numpy", seed=SEED, requests=options.requests)
-    print(tables.admission(keep(options.output, about, {"chains": chains, "tickets": tickets, "patience": patience})))
+    print(section(keep(options.output, about, {"chains": chains, "tickets": tickets, "patience": patience})))
 
 
 if __name__ == "__main__":

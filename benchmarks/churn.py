@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tables
 from circumstances import PROJECT, circumstances, keep
+from sections.churn import section
 
 from chainserve.planning.profile import BlockProfile, StepTimes
 from chainserve.runtime.virtual import VirtualLoop
@@ -191,7 +191,7 @@ def main() -> None:
             figures.setdefault(name, {})[price] = row
             print(name, price, row, flush=True)
     about = circumstances("churn", "numpy", seed=SEED, hours=options.hours, num_blocks=NUM_BLOCKS)
-    print(tables.churn(keep(options.output, about, figures)))
+    print(section(keep(options.output, about, figures)))
 
 
 if __name__ == "__main__":

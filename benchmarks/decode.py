@@ -22,10 +22,10 @@ from chainserve.runtime.cores import free_idle_cores
 
 free_idle_cores()  # in this process too: it is the client of every chain
 
-import tables
 import torch
 import uvloop
 from circumstances import PROJECT, circumstances, keep, measured_now
+from sections.decode import section
 from transformers import AutoModelForCausalLM
 
 from chainserve.models.cache import KVCache
@@ -239,7 +239,7 @@ def main() -> None:
         rounds=options.rounds,
         tokens=options.tokens,
     )
-    print(tables.decode(keep(options.output, about, figures)))
+    print(section(keep(options.output, about, figures)))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from chainserve.runtime.cores import free_idle_cores
 
 free_idle_cores()
 
-import tables
 import torch
 import uvloop
 from circumstances import PROJECT, circumstances, keep, measured_now
 from far_server import CARDS, move_away
+from sections.distance import section
 
 from chainserve.planning.profile import MAX_BATCH_TOKENS
 from chainserve_client import AsyncClient, Generation
@@ -280,7 +280,7 @@ def main() -> None:
         with measured_now():
             figures = uvloop.run(PARTS[name](options))
         reports[name] = keep(options.output / f"{name}.json", about, figures)
-    print(tables.distance(reports))
+    print(section(reports))
 
 
 if __name__ == "__main__":

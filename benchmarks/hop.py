@@ -21,10 +21,10 @@ from chainserve.runtime.cores import free_idle_cores
 
 free_idle_cores()
 
-import tables
 import torch
 import uvloop
 from circumstances import PROJECT, circumstances, keep, measured_now
+from sections.hop import section
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -101,7 +101,7 @@ def main() -> None:
     about = circumstances(
         "hop", "torch", bytes_per_token=4 * HIDDEN, rounds=options.rounds, tokens=options.tokens, prompt=len(PROMPT)
     )
-    print(tables.hop(keep(options.output, about, figures)))
+    print(section(keep(options.output, about, figures)))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tables
 import uvloop
 from circumstances import PROJECT, circumstances, keep
 from far_server import move_away
 from network.prediction import Seen, Ways, look, predict, software_s
+from sections.model import section
 
 from chainserve.simulator.tokens.run import CLIENT
 from chainserve.simulator.workloads import Requests, make_requests, poisson_arrivals
@@ -169,7 +169,7 @@ def main() -> None:
         slot_tokens=SLOT_TOKENS,
     )
     report = keep(options.output, about, figures)
-    print(tables.model(report))
+    print(section(report))
 
 
 if __name__ == "__main__":

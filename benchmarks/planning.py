@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import tables
 from circumstances import PROJECT, circumstances, keep
+from sections.planning import section
 
 from chainserve.planning.allocation import allocate
 from chainserve.planning.placement import greedy_placement
@@ -105,7 +105,7 @@ def main() -> None:
         seed=SEED,
         rounds=options.rounds,
     )
-    print(tables.planning(keep(options.output, about, figures)))
+    print(section(keep(options.output, about, figures)))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from chainserve.runtime.cores import free_idle_cores
 
 free_idle_cores()  # in this process too: it measures as a server would, and is the client of every chain
 
-import tables
 import torch
 import uvloop
 from circumstances import PROJECT, circumstances, keep
+from sections.profiles import section
 
 from chainserve.models.measure import measure
 from chainserve.models.profiles import profile_of
@@ -172,7 +172,7 @@ def main() -> None:
         rounds=options.rounds,
         tokens=options.tokens,
     )
-    print(tables.profiles(keep(options.output, about, figures)))
+    print(section(keep(options.output, about, figures)))
 
 
 if __name__ == "__main__":

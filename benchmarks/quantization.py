@@ -19,9 +19,9 @@ from chainserve.runtime.cores import free_idle_cores
 
 free_idle_cores()
 
-import tables
 import torch
 from circumstances import PROJECT, circumstances, keep
+from sections.quantization import section
 
 from chainserve.models.cache import KVCache
 from chainserve.models.ends import Ends
@@ -165,7 +165,7 @@ def main() -> None:
         f"{hashlib.sha256(TEXT.encode()).hexdigest()[:8]}) in windows of {WINDOW}",
     )
     figures = {name: kind.figures for name, kind in measured.items()}
-    print(tables.quantization(keep(options.output, about, figures)))
+    print(section(keep(options.output, about, figures)))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tables
 from circumstances import PROJECT, circumstances, keep
+from sections.simulator import section
 
 from chainserve.planning.dispatch import (
     JoinFastestFree,
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "simulator.json")
     options = parser.parse_args()
     about = circumstances("simulator", "numpy", seed=SEED, rounds=options.rounds, requests=options.requests)
-    print(tables.simulator(keep(options.output, about, {"requests_per_second": measure(options)})))
+    print(section(keep(options.output, about, {"requests_per_second": measure(options)})))
 
 
 if __name__ == "__main__":

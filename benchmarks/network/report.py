@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tables import table
+from sections.table import table
 
 from network.figures import KINDS, PARTS, lower_by, relative_error
 from network.settings import OURS, PAPER_LOWER, TITLES

@@ -11,7 +11,7 @@ from paper.settings import BLOOM, CONCURRENCY, Swarm, World, bloom_swarm
 from paper.systems import on_chains, requests_of
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
-from tables import table
+from sections.table import table
 
 from chainserve.planning.allocation import allocate, residual_slots
 from chainserve.planning.bounds import response_time_bounds

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from paper.plots import figure
 from paper.settings import GB, HIGH, Kind, Served, Swarm, World, bloom_swarm, llama, make_swarm
 from paper.systems import WARM_UP, requests_of, tuned
-from tables import table
+from sections.table import table
 
 from chainserve.planning.dispatch import JoinFastestFree
 from chainserve.planning.improve import improve

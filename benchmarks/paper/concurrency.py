@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from paper.plots import figure
 from paper.settings import ARRIVAL_RATE, BLOOM, Swarm, World, bloom_swarm
 from paper.systems import WARM_UP, finite, on_chains, requests_of, tuned
-from tables import table
+from sections.table import table
 
 from chainserve.planning.allocation import allocate
 from chainserve.planning.placement import greedy_placement

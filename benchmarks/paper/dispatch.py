@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from paper.plots import figure
 from paper.settings import BLOOM, CONCURRENCY, World, bloom_swarm
 from paper.systems import WARM_UP, on_chains, requests_of
-from tables import table
+from sections.table import table
 
 from chainserve.planning.allocation import allocate
 from chainserve.planning.bounds import response_time_bounds

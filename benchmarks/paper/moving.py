@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from paper.beyond import MODELS, card
 from paper.plots import figure
 from paper.settings import GB, World, make_swarm
-from tables import table
+from sections.table import table
 
 from chainserve.errors import NoPlanError
 from chainserve.planning.plan import moved_bytes, plan

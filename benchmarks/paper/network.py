@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from paper.plots import figure
 from paper.settings import World
-from tables import table
+from sections.table import table
 
 from chainserve.simulator.networks import round_trips_s
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from paper.plots import figure
 from paper.settings import ARRIVAL_RATE, BLOOM, NUM_SERVERS, SHARE_HIGH, World, bloom_swarm
 from paper.systems import SYSTEMS, requests_of, summary
-from tables import table
+from sections.table import table
 
 NUMBERS = (10, 20, 30, 40)  # J
 SHARES = (0.1, 0.2, 0.3, 0.4)  # eta

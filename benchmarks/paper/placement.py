@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from paper.plots import figure
 from paper.settings import ARRIVAL_RATE, BLOOM, CONCURRENCY, SHARE_HIGH, Swarm, World, bloom_swarm
 from paper.systems import finite
-from tables import table
+from sections.table import table
 
 from chainserve.planning.allocation import allocate
 from chainserve.planning.baselines.simple import random_placement

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from paper.plots import figure
 from paper.settings import HIGH, LOW, Served, Swarm, World, llama, make_swarm
 from paper.systems import SYSTEMS, System, jffc_only, summary, tuned
-from tables import table
+from sections.table import table
 
 from chainserve.simulator.engine import Outcome
 from chainserve.simulator.workloads import at_rate, part
