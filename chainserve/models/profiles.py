@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +11,6 @@ from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
 
 import torch
 import transformers
@@ -24,9 +22,7 @@ from chainserve.models.names import INT8, NF4
 from chainserve.models.quantize import quantization_of
 from chainserve.models.source import digest_of
 from chainserve.planning.profile import BlockProfile
-
-if sys.platform != "win32":
-    import fcntl
+from chainserve.runtime.turns import try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -124,16 +120,6 @@ def _alone(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             file = held.enter_context(open(folder / "lock", "wb"))
             deadline = time.monotonic() + WAIT_S
-            while not _lock(file) and time.monotonic() < deadline:
+            while not try_lock(file) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         yield
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Lock `file` until it is closed; False if another process has it. OSError where files cannot be locked."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True

@@ -2,12 +2,12 @@
 
 import os
 
-SPIN_COUNT = "4000"
+SPIN_COUNT = "2000"
 """Turns an OpenMP thread waits for more work before it sleeps: tens of microseconds, enough between two operators.
 The usual 300,000 keep a core busy for milliseconds after each step, just when the next server, or the client, of the
-chain needs it: with three servers on two cores a hop took 2.07 ms, 1.71 with a count of 10,000 and 0.64 with 2,000,
-while one server alone became a little slower (63.4, 64.4, 66.4 ms per token). With 4,000 one server is as fast as
-transformers and a hop costs less than 2 ms (docs/benchmarks.md)."""
+chain needs it. On two cores one server is as fast with 2,000 as with 4,000 (46.9 and 47.5 tokens/s), and slower with
+1,000 (43.0) and 500 (21); two servers are a little faster, and 8 sessions over them a third. None of it matters in a
+process with more such threads than cores: then they sleep at once (see `background.in_passing_thread`)."""
 
 
 def free_idle_cores() -> None:

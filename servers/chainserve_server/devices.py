@@ -1,11 +1,14 @@
 """The devices of this machine, and what fits into their memory."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import psutil
 import torch
 
 from chainserve.errors import DeviceError, OutOfMemoryError
+from chainserve.models.profiles import default_folder
+from chainserve.runtime.turns import Turns
 from chainserve_server.config import FREE_GPU_SHARE, FREE_RAM_SHARE, MemoryRequest
 
 MIN_CACHE_TOKENS = 512
@@ -26,6 +29,13 @@ def check_device(name: str) -> torch.device:
         reason = " (torch sees no CUDA device)" if device.type == "cuda" and len(known) == 1 else ""
         raise DeviceError(f"no device {name}{reason}; this machine has {', '.join(known)}")
     return device
+
+
+def turns_on(device: torch.device) -> AbstractContextManager[object]:
+    """What to compute in on this device: turns, where another server like this one would take the same cores."""
+    if device.type != "cpu" or 2 * torch.get_num_threads() <= (psutil.cpu_count() or 1):
+        return nullcontext()
+    return Turns(default_folder().parent / "computing")
 
 
 def resolve_memory(request: MemoryRequest, device: torch.device) -> int:

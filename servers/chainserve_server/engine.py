@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 from chainserve.models.cache import KVCache
 from chainserve.models.runner import Runner
@@ -64,6 +65,7 @@ class Engine:
         pack: Pack = to_wire,  # activations for the next server, in the compute thread
         on_spent: OnSpent = lambda _session, _waited_s, _computed_s: None,
         pace: Pace | None = None,  # for benchmarks: what forwards take at least
+        turns: AbstractContextManager[object] | None = None,  # what they are held in
     ) -> None:
         self.cache = cache
         self.runner = runner
@@ -77,6 +79,7 @@ class Engine:
         self._pack = pack
         self._on_spent = on_spent
         self._pace = pace
+        self._turns = turns or nullcontext()
         self._since: dict[SessionId, float] = {}  # when sessions began to wait for their turn
         self._decoded_at: dict[SessionId, float] = {}  # when sessions took their last short step
         self._queues: dict[SessionId, deque[Item]] = {}
@@ -162,7 +165,8 @@ class Engine:
     def _run_batch(self, batch: Batch) -> Outcome:
         """Called in the compute thread, which must not keep a runner: when that is exchanged, its memory is needed."""
         assert self.runner is not None, "sessions are open, but no blocks are there"
-        return run_batch(self.runner, batch, pack=self._pack, pace=self._pace)
+        with self._turns:
+            return run_batch(self.runner, batch, pack=self._pack, pace=self._pace)
 
     @property
     def num_decoding(self) -> int:

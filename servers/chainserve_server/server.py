@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from functools import partial
 
 import torch
@@ -46,6 +46,7 @@ from chainserve.types import PeerId, Span
 from chainserve_server.admission import chain_uses, head_chains
 from chainserve_server.blocks import Blocks
 from chainserve_server.config import ServerConfig
+from chainserve_server.devices import turns_on
 from chainserve_server.engine import Engine
 from chainserve_server.gateway_beside import GatewayBeside
 from chainserve_server.grammars import GrammarQueue
@@ -190,6 +191,7 @@ class Server:
             pack=self._wire or to_wire,
             on_spent=lambda session, waited_s, computed_s: self.sessions.spend(session, waited_s, computed_s),
             pace=pace_of(prepared.profile.times) if config.slowdown is not None else None,
+            turns=turns_on(prepared.device) if config.slowdown is None else nullcontext(),  # what is slow only waits
         )
         self.sessions = Sessions(
             swarm.peer_id,

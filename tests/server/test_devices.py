@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from chainserve.errors import DeviceError, OutOfMemoryError
+from chainserve.runtime.turns import Turns
 from chainserve_server import devices
 from chainserve_server.config import parse_memory
 from chainserve_server.devices import (
@@ -15,6 +16,7 @@ from chainserve_server.devices import (
     default_memory,
     device_memory,
     resolve_memory,
+    turns_on,
 )
 
 CPU = torch.device("cpu")
@@ -115,3 +117,13 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
     for name in ("cuda:99", "abacus"):
         with pytest.raises(DeviceError, match="this machine has cpu"):
             check_device(name)
+
+
+@pytest.mark.parametrize(("num_threads", "takes_turns"), [(1, False), (2, False), (3, True), (4, True)])
+def test_servers_that_use_most_cores_take_turns(
+    monkeypatch: pytest.MonkeyPatch, num_threads: int, *, takes_turns: bool
+) -> None:
+    monkeypatch.setattr("psutil.cpu_count", lambda: 4)
+    monkeypatch.setattr("torch.get_num_threads", lambda: num_threads)
+    assert isinstance(turns_on(torch.device("cpu")), Turns) == takes_turns
+    assert not isinstance(turns_on(torch.device("meta")), Turns)

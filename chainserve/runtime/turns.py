@@ -1,0 +1,61 @@
+"""Computing in turns with the other servers on the same cores.
+
+Threads that compute one product wait for each other, and wake or spin for it. Two servers that use all cores at once
+keep each other's waiting: two sessions over two servers on two cores took 83 ms per token at once, and 48 in turns.
+"""
+
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO, Self
+
+if sys.platform != "win32":
+    import fcntl
+
+PATIENCE_S = 0.5
+POLL_S = 0.0002
+
+
+class Turns:
+    """A lock on the file `path`, held for one forward at a time. Use it from one thread only.
+
+    It is waited for for `patience_s` at most, and not at all again until it has been got: a process that is frozen
+    holds it for as long as that lasts. One that dies has let go. Where files cannot be locked there are no turns.
+    """
+
+    def __init__(self, path: Path, *, patience_s: float = PATIENCE_S) -> None:
+        self._path = path
+        self._patience_s = patience_s
+        self._is_patient = True
+        self._held = ExitStack()
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as held, suppress(OSError):
+            self._is_patient = self._lock(held.enter_context(self._path.open("wb")))
+            if self._is_patient:
+                self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def _lock(self, file: IO[bytes]) -> bool:
+        deadline = time.monotonic() + (self._patience_s if self._is_patient else 0.0)
+        while not try_lock(file):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_S)
+        return True
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Lock `file` until it is closed; False if another process has it. OSError where that cannot be."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

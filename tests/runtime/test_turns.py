@@ -1,0 +1,124 @@
+"""Processes take turns, but wait for none that is frozen, or dead."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chainserve.runtime.turns import PATIENCE_S, Turns, try_lock
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no turns on Windows")
+
+HOLDS = """
+import sys
+from pathlib import Path
+from chainserve.runtime.turns import Turns
+
+turns = Turns(Path(sys.argv[1]))
+for line in sys.stdin:
+    with turns:
+        print("holds", flush=True)
+        sys.stdin.readline()
+    print("has let go", flush=True)
+"""
+
+
+class Other:
+    """Another process, which takes its turn and gives it back when it is told."""
+
+    def __init__(self, path: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLDS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def goes_on(self) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "computing"
+
+
+@pytest.fixture
+def other(path: Path) -> Iterator[Other]:
+    other = Other(path)
+    try:
+        assert other.goes_on() == "holds"
+        yield other
+    finally:
+        other.process.kill()
+        other.process.communicate()
+
+
+def is_free(path: Path) -> bool:
+    with path.open("wb") as file:
+        return try_lock(file)
+
+
+def seconds_to_enter(turns: Turns) -> float:
+    began = time.monotonic()
+    with turns:
+        return time.monotonic() - began
+
+
+def test_a_turn_is_taken_and_given_back(path: Path) -> None:
+    turns = Turns(path)
+    for _ in range(2):
+        with turns:
+            assert not is_free(path)
+        assert is_free(path)
+
+
+def test_a_turn_is_given_back_by_what_fails(path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Turns(path):
+        _ = 1 // 0
+    assert is_free(path)
+
+
+def test_the_turn_of_another_process_is_waited_for(path: Path, other: Other) -> None:
+    turns = Turns(path, patience_s=60)
+    assert not is_free(path)
+    assert other.goes_on() == "has let go"
+    assert seconds_to_enter(turns) < 30
+    assert other.goes_on() == "holds"
+    os.kill(other.process.pid, signal.SIGKILL)
+    assert seconds_to_enter(turns) < 30
+
+
+def test_one_that_holds_it_too_long_is_waited_for_once(path: Path, other: Other) -> None:
+    turns = Turns(path)
+    os.kill(other.process.pid, signal.SIGSTOP)
+    assert seconds_to_enter(turns) >= PATIENCE_S
+    assert seconds_to_enter(turns) < PATIENCE_S
+    os.kill(other.process.pid, signal.SIGCONT)
+    assert other.goes_on() == "has let go"
+    assert seconds_to_enter(turns) < PATIENCE_S
+    assert other.goes_on() == "holds"
+    assert seconds_to_enter(turns) >= PATIENCE_S, "patient again"
+
+
+def test_where_nothing_can_be_kept_there_are_no_turns(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with Turns(tmp_path / "file" / "computing"):
+        pass
+
+
+def test_where_files_cannot_be_locked_there_are_no_turns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no locks available")
+
+    turns = Turns(path)
+    monkeypatch.setattr("fcntl.flock", fail)
+    for _ in range(2):
+        with turns:
+            pass
