@@ -15,6 +15,8 @@ from torch import Tensor, nn
 EXCHANGED_ROWS = (None, 2, 2, 4, 4, 5, 6, 8, 8, *(16,) * 8)
 """By rows, with how many the sides are exchanged: odd numbers take longer than the next power of two. From 17 rows on
 neither side is always the better one to exchange."""
+PAIRED = 200_000
+"""Weights of a layer from which on one row is computed as two; for fewer MKL takes one thread, and less time so."""
 MOST_EXCHANGED = 4
 """Rows of which the sides are exchanged where oneDNN computes more of them: these take two thirds of its time so."""
 HAS_ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
@@ -35,7 +37,7 @@ class FewRowsLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         num_rows = input.numel() // self.in_features
         size = EXCHANGED_ROWS[num_rows] if num_rows < len(EXCHANGED_ROWS) else None
-        if size is None:
+        if size is None or (num_rows == 1 and self.weight.numel() < PAIRED):
             return super().forward(input)
         rows = input.reshape(num_rows, self.in_features)
         if size > num_rows:

@@ -22,6 +22,7 @@ from chainserve.models.linear import HAS_ONEDNN, FewRowsLinear, LargeLinear, spe
 def test_a_product_is_the_same_either_way(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, *, bias: bool, is_large: bool
 ) -> None:
+    monkeypatch.setattr(linear_module, "PAIRED", 0)
     monkeypatch.setattr(linear_module, "LARGE", 24 * 41 if is_large else 24 * 41 + 1)
     linear = nn.Linear(24, 41, bias=bias).requires_grad_(False)
     inputs = torch.randn(*shape, 24)
