@@ -1,16 +1,14 @@
 """What computes for a while leaves no threads behind, and an interrupt does not wait for it."""
 
-import signal
 import subprocess
 import sys
 import threading
-import time
 from typing import Any
 
 import pytest
 
 from chainserve.errors import ModelNotFoundError
-from chainserve.runtime.background import in_passing_thread, is_busy
+from chainserve.runtime.background import in_passing_thread
 from chainserve_server import cli
 
 COMPUTES = """
@@ -33,6 +31,28 @@ while num_threads() > before:
     time.sleep(0.01)
 """
 
+IS_INTERRUPTED = """
+import signal, threading, time
+from chainserve.runtime.background import in_passing_thread, is_busy
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+goes_on = threading.Event()
+
+def work():
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    assert goes_on.wait(30)
+
+try:
+    in_passing_thread(work)
+except KeyboardInterrupt:
+    assert is_busy()
+else:
+    raise AssertionError("the wait went on")
+goes_on.set()
+while is_busy():
+    time.sleep(0.01)
+"""
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux shows them")
 def test_helpers_of_torch_end_with_the_thread_that_had_them() -> None:
@@ -45,24 +65,7 @@ def test_what_is_raised_is_raised_to_who_waits() -> None:
 
 
 def test_an_interrupt_ends_the_wait_and_not_the_work() -> None:
-    goes_on = threading.Event()
-    begun = threading.Event()
-
-    def work() -> None:
-        begun.set()
-        goes_on.wait(30)
-
-    def interrupt() -> None:
-        begun.wait(30)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        in_passing_thread(work)
-    assert is_busy()
-    goes_on.set()
-    while is_busy():
-        time.sleep(0.01)
+    subprocess.run([sys.executable, "-c", IS_INTERRUPTED], check=True, timeout=60)
 
 
 def test_a_server_prepares_in_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +76,7 @@ def test_a_server_prepares_in_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch
         raise ModelNotFoundError("far enough")
 
     monkeypatch.setattr("chainserve_server.prepare.prepare", prepare)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # this process keeps its handlers
     assert cli.main(["--model", "smollm2-135m", "--blocks", "0:30"]) == 2
     assert threads[0] is not threading.main_thread()
     threads[0].join(30)
