@@ -170,9 +170,9 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                             packed.setdefault(name, {}).setdefault(num, []).append(num / statistics.median(steps_s))
                 print(f"round {round_ + 1} of {options.rounds}", flush=True)
 
-    def paired(times: list[float], beside: list[float]) -> float:
-        """How often the one fits into the other, round by round."""
-        return statistics.median(other / ours for ours, other in zip(times, beside, strict=True))
+    def relative(values: list[float], others: list[float]) -> float:
+        """The median of each round's quotient of both."""
+        return statistics.median(value / other for value, other in zip(values, others, strict=True))
 
     def over_one(speeds: dict[int, list[float]], num: int) -> list[float]:
         """What `num` at once make of one alone, round by round."""
@@ -188,7 +188,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             name: {
                 "tokens_per_second": 1 / statistics.median(times),
                 "ms_per_token": 1000 * statistics.median(times),
-                "relative_to_transformers": paired(times, decode_s["transformers"]),
+                "relative_to_transformers": relative(decode_s["transformers"], times),
                 "ms_per_extra_hop": per_extra_hop(name) if len(SPLITS.get(name, ())) > 1 else None,
             }
             for name, times in decode_s.items()
@@ -205,11 +205,11 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             num: statistics.median(speed for by_num in packed.values() for speed in by_num[num]) for num in SESSIONS
         },
         "relative_to_packed_forwards": {
-            name: {num: paired(packed[name][num], speeds) for num, speeds in by_num.items()}
+            name: {num: relative(speeds, packed[name][num]) for num, speeds in by_num.items()}
             for name, by_num in decoding.items()
         },
         "over_one_relative_to_packed_forwards": {
-            name: {num: paired(over_one(packed[name], num), over_one(by_num, num)) for num in by_num}
+            name: {num: relative(over_one(by_num, num), over_one(packed[name], num)) for num in by_num}
             for name, by_num in decoding.items()
         },
         "ms_to_first_token": {
@@ -217,7 +217,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             for name, by_length in first_s.items()
         },
         "first_token_relative_to_transformers": {
-            name: {length: paired(first_s["transformers"][length], times) for length, times in by_length.items()}
+            name: {length: relative(times, first_s["transformers"][length]) for length, times in by_length.items()}
             for name, by_length in first_s.items()
         },
     }

@@ -124,18 +124,6 @@ class FourBitLayer(BitsLayer):
         return kept, tuple(kept.quant_state.shape)
 
 
-def prevent_failing_reordering(model: nn.Module) -> None:
-    """Have four-bit layers keep their layout that bitsandbytes (0.50.2) fails to reorder at their first product.
-
-    It tries to on every CPU that multiplies bfloat16, though it can only if rows are whole blocks, 32 of them together.
-    """
-    for module in model.modules():
-        if isinstance(bits_layer(module), FourBitLayer):
-            layer: Any = module
-            if layer.in_features % int(layer.weight.blocksize) or layer.out_features % REORDERED_ROWS:
-                layer.support_avx512bf16_for_cpu = False
-
-
 KINDS: dict[str, type[BitsLayer]] = {"Linear8bitLt": Int8Layer, "Linear4bit": FourBitLayer}
 """By what bitsandbytes calls them: to know them it need not be there."""
 
@@ -144,6 +132,18 @@ def bits_layer(module: nn.Module) -> BitsLayer | None:
     """The layer, if it is one of these."""
     kind = KINDS.get(type(module).__name__)
     return kind(module) if kind is not None else None
+
+
+def prevent_failing_reordering(model: nn.Module) -> None:
+    """Have four-bit layers keep their layout that bitsandbytes (0.50.2) fails to reorder at their first product.
+
+    It tries to on every CPU that multiplies bfloat16, though it can only if rows are whole blocks, 32 of them together.
+    """
+    for layer in map(bits_layer, model.modules()):
+        if isinstance(layer, FourBitLayer):
+            linear = layer.module
+            if linear.in_features % linear.weight.blocksize or linear.out_features % REORDERED_ROWS:
+                linear.support_avx512bf16_for_cpu = False
 
 
 def load_bitsandbytes() -> ModuleType:

@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,27 +14,31 @@ NAME = "background"
 
 async def in_background(work: Callable[[], T]) -> T:
     """Run `work` in a new thread; cancelling the wait leaves it running."""
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=NAME)
-    try:
-        return await asyncio.get_running_loop().run_in_executor(executor, work)
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+    with _new_thread() as thread:
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
 
 
 def in_passing_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a new thread and wait for it; KeyboardInterrupt ends the wait and leaves it running.
+    """The same without an event loop; KeyboardInterrupt ends the wait and leaves it running.
 
     For what computes before the thread comes that computes from then on: torch keeps helpers for each thread that has
     computed, and with more of them than cores those of all threads go to sleep between two operators. That made steps
     of 2 to 16 rows take 1.3 to 2 times as long.
     """
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=NAME)
-    try:
-        return executor.submit(work).result()
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+    with _new_thread() as thread:
+        return thread.submit(work).result()
 
 
 def is_busy() -> bool:
     """Whether some of it still runs, which Python would wait for at its end: leave with os._exit then."""
     return any(thread.name.startswith(NAME) for thread in threading.enumerate())
+
+
+@contextmanager
+def _new_thread() -> Iterator[ThreadPoolExecutor]:
+    """One that ends with its work."""
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=NAME)
+    try:
+        yield thread
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)

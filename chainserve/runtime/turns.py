@@ -18,7 +18,7 @@ POLL_S = 0.0002
 
 
 class Turns:
-    """A lock on the file `path`, held for one forward at a time. Use it from one thread only.
+    """A lock on the file `path`, the same for all servers, held for one forward at a time. Use it from one thread only.
 
     It is waited for for `patience_s` at most, and not at all again until it has been got: a process that is frozen
     holds it for as long as that lasts. One that dies has let go. Where files cannot be locked there are no turns.
@@ -47,7 +47,7 @@ class Turns:
         while not try_lock(file):
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # what waits for a lock by itself waits without a deadline
         return True
 
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, nullcontext, suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import torch
@@ -191,7 +191,7 @@ class Server:
             pack=self._wire or to_wire,
             on_spent=lambda session, waited_s, computed_s: self.sessions.spend(session, waited_s, computed_s),
             pace=pace_of(prepared.profile.times) if config.slowdown is not None else None,
-            turns=turns_on(prepared.device) if config.slowdown is None else nullcontext(),  # what is slow only waits
+            turns=turns_on(prepared.device) if config.slowdown is None else None,  # slowed servers mostly wait
         )
         self.sessions = Sessions(
             swarm.peer_id,

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,10 +65,29 @@ def is_free(path: Path) -> bool:
         return try_lock(file)
 
 
-def seconds_to_enter(turns: Turns) -> float:
-    began = time.monotonic()
-    with turns:
-        return time.monotonic() - began
+class Clock:
+    """Time that passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def seconds_to_enter(self, turns: Turns) -> float:
+        began_s = self.now_s
+        with turns:
+            return self.now_s - began_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("chainserve.runtime.turns.time", clock)
+    return clock
 
 
 def test_a_turn_is_taken_and_given_back(path: Path) -> None:
@@ -88,23 +107,30 @@ def test_a_turn_is_given_back_by_what_fails(path: Path) -> None:
 def test_the_turn_of_another_process_is_waited_for(path: Path, other: Other) -> None:
     turns = Turns(path, patience_s=60)
     assert not is_free(path)
-    assert other.goes_on() == "has let go"
-    assert seconds_to_enter(turns) < 30
-    assert other.goes_on() == "holds"
-    os.kill(other.process.pid, signal.SIGKILL)
-    assert seconds_to_enter(turns) < 30
+    lets_go = threading.Timer(0.1, other.goes_on)
+    lets_go.start()
+    with turns:
+        assert not is_free(path)
+    lets_go.join()
 
 
-def test_one_that_holds_it_too_long_is_waited_for_once(path: Path, other: Other) -> None:
+def test_the_turn_of_one_that_has_died_is_free(path: Path, other: Other, clock: Clock) -> None:
+    assert not is_free(path)
+    other.process.kill()
+    other.process.wait()
+    assert clock.seconds_to_enter(Turns(path)) == 0
+
+
+def test_one_that_holds_it_too_long_is_waited_for_once(path: Path, other: Other, clock: Clock) -> None:
     turns = Turns(path)
     os.kill(other.process.pid, signal.SIGSTOP)
-    assert seconds_to_enter(turns) >= PATIENCE_S
-    assert seconds_to_enter(turns) < PATIENCE_S
+    assert clock.seconds_to_enter(turns) >= PATIENCE_S
+    assert clock.seconds_to_enter(turns) == 0
     os.kill(other.process.pid, signal.SIGCONT)
     assert other.goes_on() == "has let go"
-    assert seconds_to_enter(turns) < PATIENCE_S
+    assert clock.seconds_to_enter(turns) == 0
     assert other.goes_on() == "holds"
-    assert seconds_to_enter(turns) >= PATIENCE_S, "patient again"
+    assert clock.seconds_to_enter(turns) >= PATIENCE_S, "patient again"
 
 
 def test_where_nothing_can_be_kept_there_are_no_turns(tmp_path: Path) -> None:
