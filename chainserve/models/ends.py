@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from chainserve.models.linear import speed_up
+from chainserve.models.linear import pack, speed_up
 from chainserve.models.skeleton import build_skeleton, final_norm
 from chainserve.types import Span
 
@@ -97,7 +97,7 @@ class _Head:
         self._model = model
         self._norm = model.base_model.get_submodule(final_norm(model.base_model))
         self._project = model.get_output_embeddings()
-        speed_up(self._project)
+        (speed_up if model.all_tied_weights_keys else pack)(self._project)
         self._is_plain = self._does_no_more()
 
     def __call__(self, hidden: Tensor) -> Tensor:

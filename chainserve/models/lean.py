@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from chainserve.models.attention import ATTENTION_ARGUMENTS, Ragged, packed_attention
 from chainserve.models.cache_name import CACHE
 from chainserve.models.int4 import Int4Linear
-from chainserve.models.linear import FewRowsLinear, LargeLinear
+from chainserve.models.linear import PackedLinear
 from chainserve.models.skeleton import with_skips
 from chainserve.types import Span
 
@@ -34,7 +34,7 @@ ASKS = "chainserve-asks"
 """Name under which transformers finds the attention that notes what it is asked for."""
 KNOWN, NOTED = "_chainserve_lean", "_chainserve_noted"
 """Attributes of blocks and of their attention, for what is known of them."""
-LINEARS = (nn.Linear, FewRowsLinear, LargeLinear, Int4Linear)
+LINEARS = (nn.Linear, PackedLinear, Int4Linear)
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 """How far the two may be apart, relative to what the block adds."""

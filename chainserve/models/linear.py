@@ -1,10 +1,8 @@
-"""Matrix products of float32 on the CPU that take less time than torch's own.
+"""Matrix products on the CPU by oneDNN, which torch has but seldom asks.
 
-torch computes `x @ W.T` of float32 by MKL. For one row that takes twice as long as for two if the sides are exchanged,
-`W @ x.T`, which is the same product and for up to four rows reads the weights and does little else (AMD's Zen 5, out of
-memory; on older processors one row hardly gains). oneDNN, which torch has but uses for other types, is two to three
-times as fast for large layers; where there is AVX-512 for all but the smallest, prompts included: MKL makes no use of
-it on AMD's processors.
+torch computes `x @ W.T` of float32 by MKL, which makes no use of AVX-512 on AMD's processors and takes twice as long
+for one row as for two. oneDNN is faster for all numbers of rows, most of all with the weights in an order of its own,
+which it would have to bring them into at every product otherwise (docs/decisions/linear-layers.md).
 """
 
 import platform
@@ -12,36 +10,70 @@ import platform
 import torch
 from torch import Tensor, nn
 
-EXCHANGED_ROWS = (None, 2, 2, 4, 4, 5, 6, 8, 8, *(16,) * 8)
-"""By rows, with how many the sides are exchanged: odd numbers take longer than the next power of two. From 17 rows on
-neither side is always the better one to exchange."""
-PAIRED = 200_000
-"""Weights of a layer from which on one row is computed as two; for fewer MKL takes one thread, and less time so."""
+from chainserve.runtime.freed import return_freed_memory
+
+SMALL = 100_000
+"""Weights of a layer below which it stays as it is: oneDNN takes all threads, which such layers do not repay."""
 MOST_EXCHANGED = 4
-"""Rows of which the sides are exchanged where oneDNN computes more of them: these take two thirds of its time so."""
+"""Rows of which the sides are exchanged where weights are not packed: these take two thirds of oneDNN's time so."""
 HAS_ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
-LARGE = 100_000 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 4_000_000
-"""Weights of a layer from which on oneDNN is faster: it takes all threads, which smaller layers do not repay."""
+
+
+def computes_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16, so that these are faster than of float32."""
+    has = torch.cpu.get_capabilities()
+    return HAS_ONEDNN and any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def pack(layers: nn.Module) -> None:
+    """Let oneDNN compute the linear layers on the CPU, with their weights in its own order.
+
+    Parameters stay parameters, but of another layout; nothing else may use them.
+    """
+    for module in _layers(layers):
+        if module.weight.dtype == torch.float32 or computes_bfloat16():
+            packed = torch.ops.mkldnn._reorder_linear_weight.default(module.weight)
+            module.weight = nn.Parameter(packed, requires_grad=False)
+            module.__class__ = PackedLinear
+    return_freed_memory()  # of the weights as they were
 
 
 def speed_up(layers: nn.Module) -> None:
-    """Let the linear layers that hold float32 on the CPU take the faster way; weights stay as they are."""
-    for module in layers.modules():
-        if type(module) is nn.Linear and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
-            module.__class__ = LargeLinear if HAS_ONEDNN and module.weight.numel() >= LARGE else FewRowsLinear
+    """The same for layers whose weights others share, so that they stay as they are."""
+    for module in _layers(layers):
+        if module.weight.dtype == torch.float32:
+            module.__class__ = SharedLinear
 
 
-class FewRowsLinear(nn.Linear):
-    """A linear layer that exchanges the sides of the product where that is faster."""
+def _layers(layers: nn.Module) -> list[nn.Linear]:
+    return [
+        module
+        for module in layers.modules()
+        if type(module) is nn.Linear
+        and HAS_ONEDNN
+        and module.weight.device.type == "cpu"
+        and module.weight.dtype in (torch.float32, torch.bfloat16)
+        and module.weight.numel() >= SMALL
+    ]
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer whose weights are in oneDNN's order."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _product(input, self.weight, self.bias)
+
+
+class SharedLinear(nn.Linear):
+    """A linear layer of float32 whose weights are as everyone knows them."""
 
     def forward(self, input: Tensor) -> Tensor:
         num_rows = input.numel() // self.in_features
-        size = EXCHANGED_ROWS[num_rows] if num_rows < len(EXCHANGED_ROWS) else None
-        if size is None or (num_rows == 1 and self.weight.numel() < PAIRED):
-            return super().forward(input)
+        if num_rows > MOST_EXCHANGED:
+            return _product(input, self.weight, self.bias)
         rows = input.reshape(num_rows, self.in_features)
-        if size > num_rows:
-            rows = torch.cat((rows, rows[: size - num_rows]))
+        if num_rows in (1, 3):  # odd numbers take longer than the next power of two
+            rows = torch.cat((rows, rows[:1]))
         if self.bias is None:
             out = torch.mm(self.weight, rows.t())
         else:
@@ -49,11 +81,6 @@ class FewRowsLinear(nn.Linear):
         return out.t()[:num_rows].contiguous().view(*input.shape[:-1], self.out_features)
 
 
-class LargeLinear(FewRowsLinear):
-    """A linear layer that oneDNN computes, but for the few rows for which exchanging the sides is faster still."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.numel() // self.in_features <= MOST_EXCHANGED:
-            return super().forward(input)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(input, self.weight, self.bias, "none", [], "")
-        return out
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "")
+    return out

@@ -1,6 +1,5 @@
 """Fill a skeleton with its weights, reading only the tensors it needs and holding one of them at a time."""
 
-import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -16,6 +15,7 @@ from chainserve.models.int4 import Int4Linear
 from chainserve.models.quantize import QuantizedLayer, quantized_layer
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.source import ModelSource, progress_bar
+from chainserve.runtime.freed import return_freed_memory
 from chainserve.types import Span
 
 
@@ -72,7 +72,7 @@ def load_weights(
             layer = layers[group.target]
             if layer is not None and _take_as_stored(layer, group, source, beside[group.target], device=device):
                 count(sum(source.tensors[name].nbytes for name in (*dict(group.sources), *beside[group.target])))
-                _return_freed_memory()
+                return_freed_memory()
                 continue
             for name, pattern in group.sources:
                 group.transform.add_tensor(group.target, name, pattern, source.read(name, dtypes[group.target]))
@@ -86,7 +86,7 @@ def load_weights(
             for name, value in made.items():
                 assign(model, name, value[0] if isinstance(value, list) else value, device=device)
             if len(group.sources) > 1 or layer is not None:
-                _return_freed_memory()
+                return_freed_memory()
     for name, twin in tied_pairs(model).items():
         assign(model, name, model.get_parameter(twin), device=device)
     nn.Module.to(model, device)
@@ -114,13 +114,6 @@ def bytes_by_block(config: PretrainedConfig, dtype: torch.dtype) -> tuple[int, .
         block = int(name.removeprefix(f"{model.base_model_prefix}.layers.").partition(".")[0])
         sizes[block] += num_bytes
     return tuple(sizes)
-
-
-def _return_freed_memory() -> None:
-    """Give back to the system what conversions have freed, which glibc keeps if the pieces were below 32 MB."""
-    trim = getattr(ctypes.pythonapi, "malloc_trim", None)
-    if trim:
-        trim(0)
 
 
 def assign(model: PreTrainedModel, name: str, value: Tensor, *, device: torch.device) -> None:

@@ -26,7 +26,7 @@ from chainserve.runtime.turns import try_lock
 
 logger = logging.getLogger(__name__)
 
-MEASURING = 8
+MEASURING = 9
 """Another number for every change of what is measured or kept: profiles of an earlier one are measured again."""
 WAIT_S = 60.0
 """For other processes of this machine that measure; then we measure beside them."""

@@ -12,7 +12,7 @@ from chainserve.errors import FrameError
 from chainserve.models import graphs, lean
 from chainserve.models.cache import KVCache
 from chainserve.models.ends import Ends
-from chainserve.models.linear import speed_up
+from chainserve.models.linear import pack
 from chainserve.models.skeleton import blocks_of, final_norm, with_skips
 from chainserve.protocol.messages import DTYPES, Step
 from chainserve.types import Span
@@ -27,7 +27,7 @@ class Runner:
         assert isinstance(getattr(self._base, final_norm(self._base)), nn.Identity), "built with a head"
         self._hidden_size = model.config.hidden_size
         self._blocks = {span: blocks_of(self._base)}
-        speed_up(self._blocks[span])
+        pack(self._blocks[span])
         self._graphs = graphs.Graphs(partial(lean.run_family, self._base)) if self.device.type == "cuda" else None
         self._lean: dict[Span, list[lean.LeanBlock] | None] = {}
         self.span = span

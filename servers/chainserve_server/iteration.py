@@ -113,7 +113,7 @@ def sample(
             group.append(asked.pop(0))
             num_rows += len(group[-1][1])
         logits = runner.ends.logits(torch.cat([rows for _, rows in group]))
-        likeliest = logits.argmax(dim=-1).tolist()
+        likeliest = logits.float().argmax(dim=-1).tolist()
         first = 0
         for work, rows in group:
             assert work.sampler is not None

@@ -1,45 +1,83 @@
 """The same products, whichever way they are computed."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from chainserve.models import linear as linear_module
-from chainserve.models.linear import HAS_ONEDNN, FewRowsLinear, LargeLinear, speed_up
+from chainserve.models.linear import HAS_ONEDNN, PackedLinear, SharedLinear, computes_bfloat16, pack, speed_up
+
+pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="torch has no oneDNN on this processor")
+DTYPES = [
+    torch.float32,
+    pytest.param(
+        torch.bfloat16, marks=pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bfloat16")
+    ),
+]
+SHAPES = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (5,), (1, 6), (7,), (2, 4), (1, 9), (16,), (17,), (1, 300)]
 
 
-@pytest.mark.parametrize(
-    "is_large",
-    [
-        False,
-        pytest.param(True, marks=pytest.mark.skipif(not HAS_ONEDNN, reason="torch has no oneDNN on this processor")),
-    ],
-)
+@pytest.fixture(autouse=True)
+def small_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "SMALL", 24 * 41)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    "shape", [(1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (5,), (1, 6), (7,), (2, 4), (1, 9), (16,), (17,), (1, 300)]
-)
-def test_a_product_is_the_same_either_way(
-    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, *, bias: bool, is_large: bool
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_weights_give_the_same_product(shape: tuple[int, ...], dtype: torch.dtype, *, bias: bool) -> None:
+    check_same(pack, PackedLinear, shape, dtype, bias=bias)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shared_weights_give_the_same_product(shape: tuple[int, ...], *, bias: bool) -> None:
+    check_same(speed_up, SharedLinear, shape, torch.float32, bias=bias)
+
+
+def check_same(
+    way: Callable[[nn.Module], None], made: type[nn.Module], shape: tuple[int, ...], dtype: torch.dtype, *, bias: bool
 ) -> None:
-    monkeypatch.setattr(linear_module, "PAIRED", 0)
-    monkeypatch.setattr(linear_module, "LARGE", 24 * 41 if is_large else 24 * 41 + 1)
-    linear = nn.Linear(24, 41, bias=bias).requires_grad_(False)
-    inputs = torch.randn(*shape, 24)
+    linear = nn.Linear(24, 41, bias=bias, dtype=dtype).requires_grad_(False)
+    inputs = torch.randn(*shape, 24, dtype=dtype)
     expected = linear(inputs)
-    speed_up(nn.ModuleList([linear]))
-    assert type(linear) is (LargeLinear if is_large else FewRowsLinear)
+    way(nn.ModuleList([linear]))
+    assert type(linear) is made
     outputs = linear(inputs)
     assert outputs.shape == expected.shape
     assert outputs.is_contiguous()
     torch.testing.assert_close(outputs, expected)
 
 
-def test_other_layers_stay_as_they_are() -> None:
+def test_what_is_packed_keeps_its_parameters() -> None:
+    linear = nn.Linear(24, 41).requires_grad_(False)
+    weight = linear.weight.clone()
+    pack(linear)
+    assert [(name, part.shape, part.dtype) for name, part in linear.named_parameters()] == [
+        ("weight", weight.shape, weight.dtype),
+        ("bias", (41,), weight.dtype),
+    ]
+    assert torch.equal(linear.weight.to_dense(), weight)
+    again = linear.weight
+    pack(linear)
+    assert linear.weight is again
+
+
+@pytest.mark.parametrize("way", [pack, speed_up])
+def test_other_layers_stay_as_they_are(way: Callable[[nn.Module], None]) -> None:
     class Odd(nn.Linear):
         pass
 
-    layers = nn.ModuleList([Odd(2, 2), nn.Linear(2, 2, dtype=torch.bfloat16), nn.Linear(2, 2, device="meta")])
+    layers = nn.ModuleList(
+        [
+            Odd(24, 41),
+            nn.Linear(24, 40),
+            nn.Linear(24, 41, dtype=torch.float16),
+            nn.Linear(24, 41, device="meta"),
+        ]
+    )
     before = [type(layer) for layer in layers]
-    speed_up(layers)
+    way(layers)
     assert [type(layer) for layer in layers] == before
