@@ -25,6 +25,11 @@ def computes_bfloat16() -> bool:
     return HAS_ONEDNN and any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def default_dtype(device: torch.device) -> torch.dtype:
+    """What a device computes fastest: bfloat16, unless it is a processor without it."""
+    return torch.bfloat16 if device.type != "cpu" or computes_bfloat16() else torch.float32
+
+
 def pack(layers: nn.Module) -> None:
     """Let oneDNN compute the linear layers on the CPU, with their weights in its own order.
 

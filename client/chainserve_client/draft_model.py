@@ -16,6 +16,7 @@ import torch
 from chainserve.errors import CacheFullError, ModelNotFoundError
 from chainserve.models.cache import KVCache
 from chainserve.models.ends import Ends
+from chainserve.models.linear import default_dtype
 from chainserve.models.load import load_weights
 from chainserve.models.resolve import resolve
 from chainserve.models.runner import Runner
@@ -56,7 +57,7 @@ class DraftModel:
         source = resolve(name)
         check_supported(source.config)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = default_dtype(device)
         span = Span(0, source.num_blocks)
         blocks = build_skeleton(source.config, span)
         ends = build_skeleton(source.config, None, embed=True, head=True)

@@ -161,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="for weights, activations and cache: 6GB or 512MiB, 0.5 or 50%% of what the device has, or auto, which is "
         "most of a free GPU and a quarter of free RAM (auto)",
     )
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="bfloat16, or float32 on CPUs without it")
     parser.add_argument(
         "--quant",
         choices=QUANTIZATIONS,

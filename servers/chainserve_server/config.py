@@ -54,7 +54,7 @@ class ServerConfig:
     join: str | None = None  # a token; None starts a swarm
     swarm: str = "chainserve"
     memory: MemoryRequest = AUTO_MEMORY
-    dtype: str | None = None  # None: as the device likes
+    dtype: str | None = None  # None: what is fastest on the device
     quant: str | None = None  # one of `QUANTIZATIONS`; None: weights as `dtype`, or as the checkpoint holds them
     wire: str | None = None  # how activations go on to the next server: INT8, or as they are
     device: str = "cpu"
@@ -106,11 +106,6 @@ class ServerConfig:
             check_swarm_name(self.swarm)
         if not DEVICE.fullmatch(self.device):
             raise DeviceError(f"no device is called {self.device!r}: give cpu, cuda, cuda:1 or mps")
-
-    @property
-    def dtype_name(self) -> str:
-        """float32 on the CPU and bfloat16 on accelerators, if nothing was asked for."""
-        return self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
 
 
 def parse_blocks(text: str) -> Span | Literal["all"] | None:

@@ -61,7 +61,8 @@ class LocalServer:
 class LocalSwarm:
     """Servers of one model; the first one starts the swarm, the others join it.
 
-    Each server keeps its key and its output in `folder`. Leaving the `with` block stops them all. `program` is what
+    They compute in float32, so that tokens are the same on every machine, unless `dtype` or their arguments say
+    otherwise. Each keeps its key and its output in `folder`. Leaving the `with` block stops them all. `program` is what
     Python runs: the server, or something around it. With `is_warm` servers are forked from one that has imported all
     they need, which is seconds quicker.
     """
@@ -74,6 +75,7 @@ class LocalSwarm:
         environment: Mapping[str, str] | None = None,
         program: Sequence[str] = ("-m", "chainserve_server.cli"),
         is_warm: bool = False,
+        dtype: str | None = "float32",
     ) -> None:
         self.model = model
         self._program = program
@@ -81,6 +83,7 @@ class LocalSwarm:
         self._folder = folder
         self._environment = {**os.environ, **(environment or {})}
         self._is_warm = is_warm
+        self._dtype = dtype
 
     @property
     def token(self) -> str:
@@ -99,7 +102,8 @@ class LocalSwarm:
     def launch(self, span: str, arguments: Sequence[str] = ()) -> LocalServer:
         """Start a server and do not wait, except for the token to join with."""
         name = f"server-{len(self.servers)}"
-        options = ["--model", self.model, "--blocks", span, "--identity", str(self._folder / f"{name}.key"), *arguments]
+        options = ["--model", self.model, "--blocks", span, "--identity", str(self._folder / f"{name}.key")]
+        options += [*(["--dtype", self._dtype] if self._dtype else []), *arguments]
         if self.servers:
             options += ["--join", self.token]
         log = self._folder / f"{name}.log"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from chainserve.errors import SpanError
+from chainserve.models.linear import default_dtype
 from chainserve.models.load import bytes_by_block
 from chainserve.models.profiles import profile_of
 from chainserve.models.quantize import quantization_of, quantize_blocks, settle_quantized
@@ -44,6 +45,10 @@ class Prepared:
         return int(getattr(self.source.config, "max_position_embeddings", None) or SLOT_TOKENS)
 
     @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def quant(self) -> str | None:
         """What the weights of blocks are quantized to."""
         return quantization_of(self.source.config)
@@ -78,7 +83,7 @@ def lightest_block(profile: BlockProfile, num_blocks: int) -> int:
 def prepare(config: ServerConfig) -> Prepared:
     """Check what was asked for; a UsageError says what cannot be and what to do instead."""
     device = check_device(config.device)
-    dtype: torch.dtype = getattr(torch, config.dtype_name)
+    dtype: torch.dtype = getattr(torch, config.dtype) if config.dtype else default_dtype(device)
     source = resolve(config.model)
     check_supported(source.config)
     if config.quant:

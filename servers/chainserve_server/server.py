@@ -20,7 +20,7 @@ from chainserve.models.profiles import device_name, forget_profile
 from chainserve.models.text import text_of
 from chainserve.models.wire import Int8Wire, to_wire
 from chainserve.planning import chunks
-from chainserve.protocol.messages import DTYPES, FailureCode, Message
+from chainserve.protocol.messages import FailureCode, Message
 from chainserve.runtime.background import in_background
 from chainserve.runtime.hosts import is_loopback
 from chainserve.swarm.daemon import announced
@@ -227,7 +227,7 @@ class Server:
                 model=ModelFacts(
                     num_blocks=prepared.source.num_blocks,
                     longest_tokens=prepared.longest_tokens,
-                    wire_bytes=prepared.source.config.hidden_size * DTYPES[config.dtype_name],
+                    wire_bytes=prepared.source.config.hidden_size * prepared.dtype.itemsize,
                 ),
                 orders=config.orders,
             ),
@@ -266,7 +266,7 @@ class Server:
         self._say(
             f"chainserve-server {__version__} is online\n"
             f"  model   {prepared.source.name}, blocks {span} of {prepared.source.num_blocks}, "
-            f"{precision(self._config.dtype_name, prepared.quant)} on {prepared.device}\n"
+            f"{precision(prepared.dtype_name, prepared.quant)} on {prepared.device}\n"
             f"  memory  {self.blocks.weight_bytes / 1e6:.0f} MB of weights "
             f"({report.bytes_read / 1e6:.0f} MB read in {report.seconds:.1f} s), "
             f"{prepared.profile.activation_bytes / 1e6:.0f} MB for activations, "
@@ -297,7 +297,7 @@ class Server:
             model_digest=prepared.source.digest,
             num_blocks=prepared.source.num_blocks,
             span=self.blocks.span,
-            dtype=self._config.dtype_name,
+            dtype=prepared.dtype_name,
             quant=prepared.quant,
             cache_tokens=self.blocks.cache_tokens,
             free_tokens=self.blocks.free_tokens,

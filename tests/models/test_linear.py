@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from chainserve.models import linear as linear_module
-from chainserve.models.linear import HAS_ONEDNN, PackedLinear, SharedLinear, computes_bfloat16, pack, speed_up
+from chainserve.models.linear import (
+    HAS_ONEDNN,
+    PackedLinear,
+    SharedLinear,
+    computes_bfloat16,
+    default_dtype,
+    pack,
+    speed_up,
+)
 
 pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="torch has no oneDNN on this processor")
 DTYPES = [
@@ -51,6 +59,15 @@ def check_same(
     torch.testing.assert_close(outputs, expected)
 
 
+@pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bfloat16")
+def test_a_row_of_bfloat16_gives_the_same_whatever_rows_are_beside_it() -> None:
+    linear = nn.Linear(576, 1536, dtype=torch.bfloat16).requires_grad_(False)
+    inputs = torch.randn(300, 576, dtype=torch.bfloat16)
+    pack(linear)
+    outputs = linear(inputs)
+    assert all(torch.equal(linear(inputs[:num_rows]), outputs[:num_rows]) for num_rows in (1, 2, 3, 5, 8, 16, 17, 64))
+
+
 def test_what_is_packed_keeps_its_parameters() -> None:
     linear = nn.Linear(24, 41).requires_grad_(False)
     weight = linear.weight.clone()
@@ -81,3 +98,20 @@ def test_other_layers_stay_as_they_are(way: Callable[[nn.Module], None]) -> None
     before = [type(layer) for layer in layers]
     way(layers)
     assert [type(layer) for layer in layers] == before
+
+
+@pytest.mark.parametrize(
+    ("device", "instructions", "dtype"),
+    [
+        ("cpu", {"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ("cpu", {"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ("cuda", {}, torch.bfloat16),
+        ("mps", {}, torch.bfloat16),
+    ],
+)
+def test_a_device_computes_in_what_it_has_instructions_for(
+    device: str, instructions: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert default_dtype(torch.device(device)) == dtype

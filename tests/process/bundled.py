@@ -63,7 +63,11 @@ class Reference:
         *others, last = (token == self.model.generation_config.eos_token_id for token in tokens)
         if any(others) or not (last or len(tokens) == num_tokens):
             return False
+        return self.likeliest(prompt, tokens) == tokens
+
+    def likeliest(self, prompt: list[int], tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """For each of these tokens the likeliest one after those before it."""
         ids = torch.tensor([[*prompt, *tokens[:-1]]])
         with torch.inference_mode():
             logits = self.model(ids, logits_to_keep=len(tokens)).logits
-        return tuple(logits[0].argmax(-1).tolist()) == tokens
+        return tuple(logits[0].argmax(-1).tolist())
