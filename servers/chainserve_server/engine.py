@@ -136,6 +136,7 @@ class Engine:
                     self._emit(receiver, message)
                 for failure in outcome.failures:
                     self._fail(*failure)
+                await asyncio.sleep(0)  # what was emitted is sent before anything else is done
                 for forward in outcome.forwards:
                     self._observe(forward)
         finally:

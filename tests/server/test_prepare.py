@@ -39,7 +39,8 @@ def prepared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 
 def prepared_for(folder: Path, *, num_bytes: int, blocks: Span | None = None) -> Prepared:
-    return prepare(ServerConfig(model=str(folder), memory=MemoryRequest(num_bytes=num_bytes), blocks=blocks))
+    memory = MemoryRequest(num_bytes=num_bytes)
+    return prepare(ServerConfig(model=str(folder), memory=memory, blocks=blocks, dtype="float32"))
 
 
 def test_ends_count_with_the_first_and_the_last_block(prepared: Prepared) -> None:
