@@ -49,15 +49,15 @@ class DraftModel:
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafts")
 
     @classmethod
-    def load(cls, name: str) -> Self:
-        """The model that `name` stands for on this machine, on its GPU if it has one.
+    def load(cls, name: str, *, dtype: torch.dtype | None = None) -> Self:
+        """The model that `name` stands for on this machine, on its GPU if it has one, in what that computes fastest.
 
         ModelNotFoundError, UnsupportedModelError or WeightsError if that cannot be.
         """
         source = resolve(name)
         check_supported(source.config)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = default_dtype(device)
+        dtype = dtype or default_dtype(device)
         span = Span(0, source.num_blocks)
         blocks = build_skeleton(source.config, span)
         ends = build_skeleton(source.config, None, embed=True, head=True)
