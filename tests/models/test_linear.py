@@ -59,10 +59,11 @@ def check_same(
     torch.testing.assert_close(outputs, expected)
 
 
-@pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bfloat16")
-def test_a_row_of_bfloat16_gives_the_same_whatever_rows_are_beside_it() -> None:
-    linear = nn.Linear(576, 1536, dtype=torch.bfloat16).requires_grad_(False)
-    inputs = torch.randn(300, 576, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(576, 192), (576, 1536), (1536, 576)])
+def test_a_row_gives_the_same_whatever_rows_are_beside_it(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    linear = nn.Linear(*shape, dtype=dtype).requires_grad_(False)
+    inputs = torch.randn(300, shape[0], dtype=dtype)
     pack(linear)
     outputs = linear(inputs)
     assert all(torch.equal(linear(inputs[:num_rows]), outputs[:num_rows]) for num_rows in (1, 2, 3, 5, 8, 16, 17, 64))
