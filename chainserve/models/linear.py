@@ -35,31 +35,30 @@ def pack(layers: nn.Module) -> None:
 
     Parameters stay parameters, but of another layout; nothing else may use them.
     """
-    for module in _layers(layers):
-        if module.weight.dtype == torch.float32 or computes_bfloat16():
-            packed = torch.ops.mkldnn._reorder_linear_weight.default(module.weight)
-            module.weight = nn.Parameter(packed, requires_grad=False)
-            module.__class__ = PackedLinear
-            assert isinstance(module, PackedLinear)
-            module.takes_one_row = _takes_one_row(module)
+    for module in _large_layers(layers, torch.float32, default_dtype(torch.device("cpu"))):
+        packed = torch.ops.mkldnn._reorder_linear_weight.default(module.weight)
+        module.weight = nn.Parameter(packed, requires_grad=False)
+        module.__class__ = PackedLinear
+        assert isinstance(module, PackedLinear)
+        module.takes_one_row = _takes_one_row(module)
     return_freed_memory()  # of the weights as they were
 
 
 def speed_up(layers: nn.Module) -> None:
-    """The same for layers whose weights others share, so that they stay as they are."""
-    for module in _layers(layers):
-        if module.weight.dtype == torch.float32:
-            module.__class__ = SharedLinear
+    """Let layers of float32 take the faster way though others share their weights, which stay as they are."""
+    for module in _large_layers(layers, torch.float32):
+        module.__class__ = SharedLinear
 
 
-def _layers(layers: nn.Module) -> list[nn.Linear]:
+def _large_layers(layers: nn.Module, *dtypes: torch.dtype) -> list[nn.Linear]:
+    """Those on the CPU that oneDNN is worth its threads for."""
     return [
         module
         for module in layers.modules()
         if type(module) is nn.Linear
         and HAS_ONEDNN
         and module.weight.device.type == "cpu"
-        and module.weight.dtype in (torch.float32, torch.bfloat16)
+        and module.weight.dtype in dtypes
         and module.weight.numel() >= SMALL
     ]
 

@@ -30,10 +30,10 @@ class Turns:
         self._patience_s = patience_s
         self._is_patient = True
         self._is_held = False
-        self._file: int | None = None  # open all the time: to open it takes a tenth of what sending a step on does
+        self._file: int | None = None  # open all the time: to open it took 0.1 ms of every step
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             weakref.finalize(self, os.close, self._file)
 
     def __enter__(self) -> Self:
