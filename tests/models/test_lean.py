@@ -10,6 +10,7 @@ from transformers import GraniteConfig, LlamaConfig, PretrainedConfig
 
 from chainserve.models import lean
 from chainserve.models.cache import KVCache
+from chainserve.models.measure import random_runner
 from chainserve.models.runner import Runner
 from chainserve.models.skeleton import build_skeleton
 from chainserve.protocol.messages import Step
@@ -75,6 +76,13 @@ def test_biases_and_other_activations_are_taken_along() -> None:
         **FAMILIES["llama"].to_diff_dict() | {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}
     )
     assert is_lean(runner_of(config))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_random_weights_are_lean_so_that_a_profile_is_of_what_will_run(dtype: torch.dtype) -> None:
+    """What such blocks add is so small that much of it is lost where it is added to hidden states in 16 bits."""
+    config = LlamaConfig(**FAMILIES["llama"].to_diff_dict() | {"hidden_size": 576, "intermediate_size": 1536})
+    assert is_lean(random_runner(config, WHOLE, dtype=dtype, device=torch.device("cpu")))
 
 
 def test_linear_layers_of_another_kind_are_left_alone() -> None:
