@@ -28,20 +28,14 @@ class Runner:
         self._hidden_size = model.config.hidden_size
         self._blocks = {span: blocks_of(self._base)}
         pack(self._blocks[span])
+        self.dtype = next(weight.dtype for weight in self._base.parameters() if str(weight.dtype)[6:] in DTYPES)
+        """Of the weights that are not quantized, and so of the hidden states that `forward` takes."""
+        self.device = next(self._base.parameters()).device
         self._graphs = graphs.Graphs(partial(lean.run_family, self._base)) if self.device.type == "cuda" else None
         self._lean: dict[Span, list[lean.LeanBlock] | None] = {}
         self.span = span
         self.cache = cache
         self.ends = ends or Ends()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights that are not quantized, and so of the hidden states that `forward` takes."""
-        return next(weight.dtype for weight in self._base.parameters() if str(weight.dtype)[6:] in DTYPES)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self._base.parameters()).device
 
     @torch.inference_mode()
     def forward(self, hidden: Tensor, steps: Sequence[Step], span: Span) -> Tensor:
