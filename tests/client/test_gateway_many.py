@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 import pytest
 from gateway_in_memory import asking, events_of, gateway_over, text_of
-from served_in_memory import served, until
+from served_in_memory import served
 
 from chainserve.types import Span
 
