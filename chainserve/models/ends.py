@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class Ends:
     def embed(self, ids: Tensor) -> Tensor:
         """Hidden states (n, hidden) of token ids (n,), wherever these are, scaled as the family scales them."""
         assert self._embedding is not None, "the first block is not here"
-        hidden: Tensor = self._embedding(ids.to(self._embedding.weight.device))
+        hidden: Tensor = self._embedding(ids.to(cast(Tensor, self._embedding.weight).device))
         return hidden
 
     @torch.no_grad()
