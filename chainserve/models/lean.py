@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 MOST_ROWS = 16
 """With more, launching matters little, and the operators of the family are as fast."""
 
+LEAST_ROTATIONS, MOST_ROTATIONS = 1024, 32_768
+"""Positions whose rotary embeddings are kept: the most are 32 MB where heads have 128 numbers in float32."""
+
 ASKS = "chainserve-asks"
 """Name under which transformers finds the attention that notes what it is asked for."""
 KNOWN, NOTED = "_chainserve_lean", "_chainserve_noted"
@@ -68,6 +71,27 @@ class Rotation:
     def turn(self, heads: Tensor) -> Tensor:
         """Queries or keys (rows, heads, dim), turned."""
         return torch.addcmul(heads * self.cosines, heads.roll(self.cosines.shape[-1] // 2, dims=-1), self.sines)
+
+
+class Rotations:
+    """Rotary embeddings of a model, each made once: they hang on nothing but positions in all families that are served
+    (support.LENGTH_DEPENDENT_ROPE). Making those of a step anew takes as long as half of one small block."""
+
+    def __init__(self, base: nn.Module, *, like: Tensor) -> None:
+        """`like` is of the hidden states' type."""
+        self._base = base
+        self._like = like
+        self._made = Rotation(torch.empty(0), torch.empty(0))
+
+    def at(self, positions: Tensor) -> Rotation:
+        """Of positions (rows,)."""
+        end = int(positions.max()) + 1
+        if end > MOST_ROTATIONS:
+            return Rotation.at(self._base, self._like, positions)
+        if end > len(self._made.cosines):
+            some = torch.arange(max(LEAST_ROTATIONS, 1 << (end - 1).bit_length()))
+            self._made = Rotation.at(self._base, self._like, some)
+        return Rotation(self._made.cosines[positions], self._made.sines[positions])
 
 
 class LeanBlock:
@@ -112,9 +136,8 @@ class LeanBlock:
         return hidden + added
 
 
-def run_lean(base: nn.Module, hidden: Tensor, positions: Tensor, cache: Any, blocks: Sequence[LeanBlock]) -> Tensor:
-    """Hidden states (rows, hidden) at `positions` (rows,) through the blocks, which are the base model's."""
-    rotation = Rotation.at(base, hidden, positions)
+def run_lean(hidden: Tensor, rotation: Rotation, cache: Any, blocks: Sequence[LeanBlock]) -> Tensor:
+    """Hidden states (rows, hidden) through the blocks, turned as their positions want it."""
     for block in blocks:
         hidden = block(hidden, rotation, cache)
     return hidden
@@ -149,7 +172,7 @@ def _lean(base: nn.Module, blocks: nn.ModuleList, number: int, *, like: Tensor) 
         with _noting(block.get_submodule("self_attn")) as arguments:
             wanted = run_family(base, hidden, positions, _NothingCached(), blocks)
         lean = LeanBlock(block, arguments)
-        given = run_lean(base, hidden, positions, _NothingCached(), [lean])
+        given = run_lean(hidden, Rotation.at(base, hidden, positions), _NothingCached(), [lean])
     except Exception as error:  # noqa: BLE001 (of a family's code, to which this was never promised: any kind)
         logger.info("blocks of %s run by their own forward: %s", type(base).__name__, error)
         return None

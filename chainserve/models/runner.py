@@ -32,6 +32,8 @@ class Runner:
         """Of the weights that are not quantized, and so of the hidden states that `forward` takes."""
         self.device = next(self._base.parameters()).device
         self._graphs = graphs.Graphs(partial(lean.run_family, self._base)) if self.device.type == "cuda" else None
+        like = torch.empty(0, self._hidden_size, dtype=self.dtype)
+        self._rotations = lean.Rotations(self._base, like=like)
         self._lean: dict[Span, list[lean.LeanBlock] | None] = {}
         self.span = span
         self.cache = cache
@@ -57,7 +59,7 @@ class Runner:
             ranges = (range(step.start, step.start + step.num_tokens) for step in steps)
             positions = torch.tensor([*chain.from_iterable(ranges)], device=hidden.device)
             if total <= lean.MOST_ROWS and (few := self._lean_of(span)) is not None:
-                output = lean.run_lean(self._base, hidden, positions, cache, few)
+                output = lean.run_lean(hidden, self._rotations.at(positions), cache, few)
             else:
                 output = lean.run_family(self._base, hidden, positions, cache, blocks)
         cache.commit()

@@ -96,6 +96,19 @@ def test_linear_layers_of_another_kind_are_left_alone() -> None:
     runner.forward(torch.randn(1, HIDDEN), [Step(SESSION, 0, 0, 1, 1)], WHOLE)
 
 
+def test_rotations_are_those_of_the_family_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some from what was made first, some from what that grew to, and some beyond the most that is kept."""
+    monkeypatch.setattr(lean, "LEAST_ROTATIONS", 8)
+    monkeypatch.setattr(lean, "MOST_ROTATIONS", 64)
+    base, like = runner_of(FAMILIES["llama"])._base, torch.empty(0, HIDDEN)
+    rotations = lean.Rotations(base, like=like)
+    for places in ([0, 5], [7], [9, 63, 2], [1, 64], [30]):
+        positions = torch.tensor(places)
+        given, wanted = rotations.at(positions), lean.Rotation.at(base, like, positions)
+        torch.testing.assert_close(given.cosines, wanted.cosines)
+        torch.testing.assert_close(given.sines, wanted.sines)
+
+
 def test_what_is_known_of_a_block_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_of(FAMILIES["llama"])
     assert is_lean(runner)
