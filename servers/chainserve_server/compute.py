@@ -1,7 +1,7 @@
 """The thread in which a server's model runs.
 
-A ThreadPoolExecutor would do, but its results take two futures and two turns of the event loop to come back: a step of a
-model whose blocks compute next to nothing took 7 % longer, on each server of a chain (benchmarks/hop.py).
+A ThreadPoolExecutor would do, but its results take two futures and two turns of the event loop to come back: a token of
+a model whose blocks compute next to nothing took 7 % longer through a chain of four servers (benchmarks/hop.py).
 """
 
 import asyncio

@@ -9,14 +9,15 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from chainserve.models.cache import KVCache
 from chainserve.models.runner import Runner
 from chainserve.models.wire import to_wire
 from chainserve.protocol.messages import FailureCode
 from chainserve.types import PeerId, SessionId
+from chainserve_server.compute import ComputeThread
 from chainserve_server.iteration import Pack, run_batch
 from chainserve_server.slowdown import Pace
 from chainserve_server.work import (
@@ -85,7 +86,6 @@ class Engine:
         self._queues: dict[SessionId, deque[Item]] = {}
         self._changes: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
     def add(self, item: Item) -> None:
         """Queue a step or a reordering behind what the session has queued already."""
@@ -113,7 +113,7 @@ class Engine:
 
     async def run(self) -> None:
         """Iterate until cancelled."""
-        loop = asyncio.get_running_loop()
+        thread = ComputeThread()
         try:
             while True:
                 self._wake.clear()
@@ -125,7 +125,7 @@ class Engine:
                 began_s = time.monotonic()
                 self.num_begun += 1
                 try:
-                    outcome = await loop.run_in_executor(self._thread, self._run_batch, batch)
+                    outcome = await thread.run(partial(self._run_batch, batch))
                 except RuntimeError as error:  # torch's own errors, out of memory among them
                     logger.exception("an iteration failed")
                     reason = f"{type(error).__name__}: {error}"[:200]
@@ -140,7 +140,7 @@ class Engine:
                 for forward in outcome.forwards:
                     self._observe(forward)
         finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            thread.stop()
 
     def _account(self, batch: Batch, began_s: float, ended_s: float) -> None:
         """Tell what this iteration took of each session that it ran; what these have queued waits from now on."""
