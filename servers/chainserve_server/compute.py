@@ -29,8 +29,9 @@ class ComputeThread:
         self._works.put(partial(_run, work, done, loop))
         return done
 
-    def stop(self) -> None:
-        """End the thread behind what it runs."""
+    def stop(self, *, last: Callable[[], None] = lambda: None) -> None:
+        """End the thread behind what it runs, and behind `last`, which must not raise."""
+        self._works.put(last)
         self._works.put(None)
 
 

@@ -1,7 +1,6 @@
 """The devices of this machine, and what fits into their memory."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import psutil
 import torch
@@ -31,11 +30,12 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def turns_on(device: torch.device) -> AbstractContextManager[object]:
-    """What to compute in on this device: turns, where another server like this one would take the same cores."""
-    if device.type != "cpu" or 2 * torch.get_num_threads() <= (psutil.cpu_count() or 1):
-        return nullcontext()
-    return Turns(default_folder().parent / "computing")
+def turns_on(device: torch.device) -> Turns | None:
+    """Turns with the other servers on this device; None where there are cores enough for another like this one."""
+    if device.type == "cpu" and 2 * torch.get_num_threads() <= (psutil.cpu_count() or 1):
+        return None
+    name = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else device.type
+    return Turns(default_folder().parent / f"computing-{name}")
 
 
 def resolve_memory(request: MemoryRequest, device: torch.device) -> int:

@@ -9,13 +9,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
 from functools import partial
 
 from chainserve.models.cache import KVCache
 from chainserve.models.runner import Runner
 from chainserve.models.wire import to_wire
 from chainserve.protocol.messages import FailureCode
+from chainserve.runtime.turns import Turns
 from chainserve.types import PeerId, SessionId
 from chainserve_server.compute import ComputeThread
 from chainserve_server.iteration import Pack, run_batch
@@ -49,6 +50,11 @@ OnSpent = Callable[[SessionId, float, float], None]
 DECODING_S = 1.0
 """So long after its last step a session counts as decoding: its next one is under way."""
 
+ON_THE_WAY_S = 0.001
+"""Who had to wait for its turn waits so much longer for what the server whose turn it was has sent: so sessions that
+servers on the same cores serve come together. Sixteen over three servers made 294 tokens/s, 234 without, and 163 where
+each server chose what to run before it waited."""
+
 
 class Engine:
     """Runs the work of all sessions, in order within a session, batched across sessions."""
@@ -66,7 +72,7 @@ class Engine:
         pack: Pack = to_wire,  # activations for the next server, in the compute thread
         on_spent: OnSpent = lambda _session, _waited_s, _computed_s: None,
         pace: Pace | None = None,  # for benchmarks: what forwards take at least
-        turns: AbstractContextManager[object] | None = None,  # what they are held in
+        turns: Turns | None = None,  # None: nobody else computes here
     ) -> None:
         self.cache = cache
         self.runner = runner
@@ -80,7 +86,7 @@ class Engine:
         self._pack = pack
         self._on_spent = on_spent
         self._pace = pace
-        self._turns = turns or nullcontext()
+        self._turns = turns
         self._since: dict[SessionId, float] = {}  # when sessions began to wait for their turn
         self._decoded_at: dict[SessionId, float] = {}  # when sessions took their last short step
         self._queues: dict[SessionId, deque[Item]] = {}
@@ -118,10 +124,12 @@ class Engine:
             while True:
                 self._wake.clear()
                 self._change()
-                batch = self._take_batch()
-                if not batch:
+                if not self._queues:
                     await self._wake.wait()
                     continue
+                if self._turns is not None and not self._turns.take():
+                    await self._wait_for(self._turns, thread)
+                batch = self._take_batch()  # with what came meanwhile
                 began_s = time.monotonic()
                 self.num_begun += 1
                 try:
@@ -140,7 +148,7 @@ class Engine:
                 for forward in outcome.forwards:
                     self._observe(forward)
         finally:
-            thread.stop()
+            thread.stop(last=self._give_back_turn)
 
     def _account(self, batch: Batch, began_s: float, ended_s: float) -> None:
         """Tell what this iteration took of each session that it ran; what these have queued waits from now on."""
@@ -166,8 +174,22 @@ class Engine:
     def _run_batch(self, batch: Batch) -> Outcome:
         """Called in the compute thread, which must not keep a runner: when that is exchanged, its memory is needed."""
         assert self.runner is not None, "sessions are open, but no blocks are there"
-        with self._turns:
+        try:
             return run_batch(self.runner, batch, pack=self._pack, pace=self._pace)
+        finally:
+            self._give_back_turn()
+
+    async def _wait_for(self, turns: Turns, thread: ComputeThread) -> None:
+        """Wait for this server's turn, and a moment for what is on its way from the one before."""
+        await thread.run(turns.wait)
+        self._wake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ON_THE_WAY_S):
+                await self._wake.wait()
+
+    def _give_back_turn(self) -> None:
+        if self._turns is not None:
+            self._turns.give_back()
 
     @property
     def num_decoding(self) -> int:

@@ -29,7 +29,7 @@ async def test_answers_are_the_models_own_whoever_holds_the_turn(
             return [list(answer.tokens) for answer in await asyncio.gather(*streams)]
 
         assert await answers() == expected
-        lock = default_folder().parent / "computing"
+        lock = default_folder().parent / "computing-cpu"
         assert lock.exists(), "servers took no turns"
         with lock.open("wb") as file:  # as a server that is frozen in the middle of a forward
             while not try_lock(file):

@@ -21,9 +21,10 @@ from chainserve.runtime.turns import Turns
 
 turns = Turns(Path(sys.argv[1]))
 for line in sys.stdin:
-    with turns:
-        print("holds", flush=True)
-        sys.stdin.readline()
+    turns.wait()
+    print("holds", flush=True)
+    sys.stdin.readline()
+    turns.give_back()
     print("has let go", flush=True)
 """
 
@@ -77,10 +78,12 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds
 
-    def seconds_to_enter(self, turns: Turns) -> float:
+    def seconds_to_wait(self, turns: Turns) -> float:
         began_s = self.now_s
-        with turns:
-            return self.now_s - began_s
+        turns.wait()
+        waited_s = self.now_s - began_s
+        turns.give_back()
+        return waited_s
 
 
 @pytest.fixture
@@ -92,59 +95,46 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_turn_is_taken_and_given_back(path: Path) -> None:
     turns = Turns(path)
-    for _ in range(2):
-        with turns:
-            assert not is_free(path)
+    for take in (turns.take, turns.wait):
+        take()
+        assert not is_free(path)
+        turns.give_back()
         assert is_free(path)
-
-
-def test_a_turn_is_given_back_by_what_fails(path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Turns(path):
-        _ = 1 // 0
-    assert is_free(path)
 
 
 def test_the_turn_of_another_process_is_waited_for(path: Path, other: Other) -> None:
     turns = Turns(path, patience_s=60)
-    assert not is_free(path)
+    assert not turns.take()
     lets_go = threading.Timer(0.1, other.goes_on)
     lets_go.start()
-    with turns:
-        assert not is_free(path)
+    turns.wait()
+    assert not is_free(path)
     lets_go.join()
+    turns.give_back()
 
 
 def test_the_turn_of_one_that_has_died_is_free(path: Path, other: Other, clock: Clock) -> None:
     assert not is_free(path)
     other.process.kill()
     other.process.wait()
-    assert clock.seconds_to_enter(Turns(path)) == 0
+    assert clock.seconds_to_wait(Turns(path)) == 0
 
 
 def test_one_that_holds_it_too_long_is_waited_for_once(path: Path, other: Other, clock: Clock) -> None:
     turns = Turns(path)
     os.kill(other.process.pid, signal.SIGSTOP)
-    assert clock.seconds_to_enter(turns) >= PATIENCE_S
-    assert clock.seconds_to_enter(turns) == 0
+    assert clock.seconds_to_wait(turns) >= PATIENCE_S
+    assert turns.take(), "without it"
+    assert clock.seconds_to_wait(turns) == 0
     os.kill(other.process.pid, signal.SIGCONT)
     assert other.goes_on() == "has let go"
-    assert clock.seconds_to_enter(turns) == 0
+    assert clock.seconds_to_wait(turns) == 0
     assert other.goes_on() == "holds"
-    assert clock.seconds_to_enter(turns) >= PATIENCE_S, "patient again"
+    assert clock.seconds_to_wait(turns) >= PATIENCE_S, "patient again"
 
 
 def test_where_nothing_can_be_kept_there_are_no_turns(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with Turns(tmp_path / "file" / "computing"):
-        pass
-
-
-def test_where_files_cannot_be_locked_there_are_no_turns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError("no locks available")
-
-    turns = Turns(path)
-    monkeypatch.setattr("fcntl.flock", fail)
-    for _ in range(2):
-        with turns:
-            pass
+    turns = Turns(tmp_path / "file" / "computing")
+    assert turns.take()
+    turns.give_back()

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from chainserve.errors import DeviceError, OutOfMemoryError
-from chainserve.runtime.turns import Turns
 from chainserve_server import devices
 from chainserve_server.config import parse_memory
 from chainserve_server.devices import (
@@ -125,5 +124,5 @@ def test_servers_that_use_most_cores_take_turns(
 ) -> None:
     monkeypatch.setattr("psutil.cpu_count", lambda: 4)
     monkeypatch.setattr("torch.get_num_threads", lambda: num_threads)
-    assert isinstance(turns_on(torch.device("cpu")), Turns) == takes_turns
-    assert not isinstance(turns_on(torch.device("meta")), Turns)
+    assert (turns_on(torch.device("cpu")) is not None) == takes_turns
+    assert turns_on(torch.device("meta")) is not None, "of a GPU there is one"

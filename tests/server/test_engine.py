@@ -5,6 +5,7 @@ import threading
 import weakref
 from collections import deque
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from chainserve.errors import StepError
 from chainserve.models.wire import from_wire, to_wire
 from chainserve.protocol.messages import Activations, FailureCode, Reorder, Step
+from chainserve.runtime.turns import Turns
 from chainserve.types import PeerId, SessionId, Span
+from chainserve_server import engine
 from chainserve_server.engine import Engine
 from chainserve_server.iteration import run_batch
 from chainserve_server.work import Batch, Item, Reordering, Work, choose_batch, leading_work
@@ -154,7 +157,7 @@ def test_every_step_runs_once_in_its_sessions_order_within_the_budget(
 class Loop:
     """An engine that runs, with what it emits."""
 
-    def __init__(self, runner: AddsOne) -> None:
+    def __init__(self, runner: AddsOne, *, turns: Turns | None = None) -> None:
         self.emitted: asyncio.Queue[tuple[PeerId, Activations]] = asyncio.Queue()
         self.failed: asyncio.Queue[tuple[SessionId, FailureCode, str]] = asyncio.Queue()
         self.engine = Engine(
@@ -163,6 +166,7 @@ class Loop:
             max_batch_tokens=64,
             emit=lambda peer, message: self.emitted.put_nowait((peer, message)),
             fail=lambda *failure: self.failed.put_nowait(failure),
+            turns=turns,
         )
 
     async def __aenter__(self) -> "Loop":
@@ -304,3 +308,90 @@ async def test_an_exchanged_runner_is_used_from_then_on_and_the_old_one_is_free_
         await loop.emitted.get()
         assert [step.session for batch in new.batches for step in batch] == [session(2)]
         assert is_alive == [False]
+
+
+class TwoOnTheSameCores:
+    """An engine's turns, and those of another server, whose turn it is first."""
+
+    def __init__(self, path: Path) -> None:
+        self.own, self.others = Turns(path, patience_s=60), Turns(path)
+        assert self.others.take()
+
+    async def until_the_engine_has_it(self) -> None:
+        async with asyncio.timeout(10):
+            while self.others.take():
+                self.others.give_back()
+                await asyncio.sleep(0.001)
+
+    async def until_it_is_free(self) -> None:
+        async with asyncio.timeout(10):
+            while not self.others.take():
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def turns(tmp_path: Path) -> TwoOnTheSameCores:
+    return TwoOnTheSameCores(tmp_path / "computing")
+
+
+async def test_what_comes_while_a_turn_is_waited_for_runs_with_it(turns: TwoOnTheSameCores) -> None:
+    runner = AddsOne()
+    async with Loop(runner, turns=turns.own) as loop:
+        loop.engine.add(work(1))
+        await asyncio.sleep(0)
+        loop.engine.add(work(2))
+        assert runner.batches == []
+        turns.others.give_back()
+        await loop.emitted.get()
+        assert [[step.session for step in batch] for batch in runner.batches] == [[session(1), session(2)]]
+        await turns.until_it_is_free()
+
+
+async def test_what_the_server_before_has_sent_runs_with_it(
+    turns: TwoOnTheSameCores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "ON_THE_WAY_S", 60)
+    runner = AddsOne()
+    async with Loop(runner, turns=turns.own) as loop:
+        loop.engine.add(work(1))
+        await asyncio.sleep(0)
+        turns.others.give_back()
+        await turns.until_the_engine_has_it()
+        loop.engine.add(work(2))
+        await loop.emitted.get()
+        assert [[step.session for step in batch] for batch in runner.batches] == [[session(1), session(2)]]
+
+
+async def test_a_session_that_is_released_before_its_turn_does_not_run(
+    turns: TwoOnTheSameCores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "ON_THE_WAY_S", 0.2)  # so that it is seen that it has come
+    runner = AddsOne()
+    async with Loop(runner, turns=turns.own) as loop:
+        loop.engine.add(work(1))
+        await asyncio.sleep(0)
+        loop.engine.release(session(1))
+        turns.others.give_back()
+        await turns.until_the_engine_has_it()
+        await turns.until_it_is_free()
+        assert runner.batches == []
+        turns.others.give_back()
+        loop.engine.add(work(2))
+        await loop.emitted.get()
+
+
+async def test_a_turn_is_given_back_by_what_fails(turns: TwoOnTheSameCores) -> None:
+    turns.others.give_back()
+    async with Loop(AddsOne(breaks=True), turns=turns.own) as loop:
+        loop.engine.add(work(1))
+        await loop.failed.get()
+        await turns.until_it_is_free()
+
+
+async def test_an_engine_that_ends_while_it_waits_keeps_no_turn(turns: TwoOnTheSameCores) -> None:
+    async with Loop(AddsOne(), turns=turns.own) as loop:
+        loop.engine.add(work(1))
+        await asyncio.sleep(0)
+    turns.others.give_back()
+    await asyncio.sleep(0.01)  # it may get its turn meanwhile, or not
+    await turns.until_it_is_free()
