@@ -168,7 +168,7 @@ async def test_schemas_that_cannot_be_enforced_are_named_and_disturb_nobody(
 
 async def test_servers_without_grammars_are_named() -> None:
     async with served(SPANS) as swarm, gateway_over(swarm, end_tokens=ENDS) as http:
-        swarm.servers["b"].sessions._compile_grammar = None
+        swarm.servers["b"].sessions._opening._compile_grammar = None
         async with http.post(CHAT, json=asking(response_format={"type": "json_object"})) as response:
             assert response.status == 501
             error = await error_of(response)

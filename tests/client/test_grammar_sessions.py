@@ -145,7 +145,7 @@ async def test_servers_without_grammars_say_so_and_others_are_asked() -> None:
 
 
 def without(swarm: MemorySwarmOfServers, name: str) -> None:
-    swarm.servers[name].sessions._compile_grammar = None
+    swarm.servers[name].sessions._opening._compile_grammar = None
 
 
 class SlowGrammars(Grammars):
@@ -164,14 +164,14 @@ async def test_while_a_grammar_is_compiled_others_go_on_and_who_gives_up_leaves_
     async with served({"a": Span(0, 4), "b": Span(4, 8)}) as swarm:
         slow = SlowGrammars()
         tail = swarm.servers["b"]
-        tail.sessions._compile_grammar = GrammarQueue(slow).compile
+        tail.sessions._opening._compile_grammar = GrammarQueue(slow).compile
         network = await swarm.client()
         opening = [asyncio.create_task(session_of(network, DRAWN)) for _ in range(2)]
-        await until(lambda: len(tail.sessions._held_back) == 2)
+        await until(lambda: tail.sessions._opening.num_held_back == 2)
         plain = replace(DRAWN, grammar=None)
         assert await answer(network, plain) == generated(PROMPT, plain, num_tokens=NUM_TOKENS)
         opening[0].cancel()
-        await until(lambda: len(tail.sessions._held_back) == 1)
+        await until(lambda: tail.sessions._opening.num_held_back == 1)
         assert any(isinstance(message, Close) for message in tail.received)
         slow.may_go.set()
         session = await opening[1]
@@ -187,4 +187,4 @@ async def test_a_prefix_that_hides_part_of_the_answer_is_refused() -> None:
         hops = swarm.chain("a").hops
         session, prefix = SessionId(bytes(16)), (bytes(16),) * 2
         message = Open(session, MODEL.digest, hops, 0, sender, 1, 80, sampling=HELD, prefix=prefix, ids=tuple(PROMPT))
-        assert "tail has to see" in str(made.sessions._fault_of(message))
+        assert "tail has to see" in str(made.sessions._opening._fault_of(message))
