@@ -1,6 +1,6 @@
 """Speed of one stream and of several, whole model and split, beside plain transformers, in one run on one machine.
 
-    python benchmarks/decode.py [--rounds N] [--tokens N] [--output FILE]
+    python benchmarks/decode.py [--rounds N] [--tokens N] [--dtype float32|bfloat16] [--output FILE]
 
 All swarms run at once and idle unless measured; every round measures each of them once, so that a slow minute of
 the machine touches all alike. What is compared is measured side by side, and ratios are medians of each round's own:
@@ -53,9 +53,9 @@ SEED = 0
 class Plain:
     """The model in one piece, run by transformers in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         path = Path(resolve(MODEL).path)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
         self.model.generation_config.eos_token_id = None  # every stream is equally long
 
     def generate(self, prompt: list[int], num_tokens: int) -> float:
@@ -69,13 +69,13 @@ class Plain:
 class Packed:
     """One packed forward of several sessions, with norm and head, and nothing around it."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         source = resolve(MODEL)
         span, device = Span(0, source.num_blocks), torch.device("cpu")
         blocks = build_skeleton(source.config, span)
         ends = build_skeleton(source.config, None, embed=True, head=True)
         for skeleton in (blocks, ends):
-            load_weights(skeleton, source, dtype=torch.float32, device=device, progress=False)
+            load_weights(skeleton, source, dtype=dtype, device=device, progress=False)
         num_sessions = max(SESSIONS)
         cache = KVCache(span, budget_tokens=num_sessions * (CONTEXT_TOKENS + 1))
         self._runner, self._span = Runner(blocks, span, cache, ends=Ends(ends)), span
@@ -124,7 +124,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         async with AsyncExitStack() as connections:
             for name, spans in SPLITS.items():
                 folder = Path(swarms.enter_context(tempfile.TemporaryDirectory()))
-                swarm = swarms.enter_context(LocalSwarm(MODEL, folder))
+                swarm = swarms.enter_context(LocalSwarm(MODEL, folder, dtype=options.dtype))
                 await asyncio.to_thread(swarm.start, *spans)
                 client = await connections.enter_async_context(await AsyncClient.connect(swarm.token))
                 clients[name] = client
@@ -132,7 +132,8 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             # One thread for transformers: torch keeps a pool of its own for each thread that computes.
             alone = connections.enter_context(ThreadPoolExecutor(max_workers=1))
             run = partial(asyncio.get_running_loop().run_in_executor, alone)
-            plain, forward = await run(Plain), await run(Packed)
+            dtype = getattr(torch, options.dtype)
+            plain, forward = await run(Plain, dtype), await run(Packed, dtype)
             for round_ in range(-1, options.rounds):  # the first one only warms up
                 kept = round_ >= 0
                 short = prompt(16)
@@ -227,14 +228,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48, help="new tokens per stream")
-    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "decode.json")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--output", type=Path, metavar="FILE")
     options = parser.parse_args()
+    options.output = options.output or PROJECT / "benchmarks" / "results" / f"decode_{options.dtype}.json"
     with measured_now():
         figures = uvloop.run(measure(options))
     about = circumstances(
         "decode",
         "torch",
-        model=f"{MODEL}, float32, {torch.get_num_threads()} threads",
+        model=f"{MODEL}, {options.dtype}, {torch.get_num_threads()} threads",
+        dtype=options.dtype,
         seed=SEED,
         rounds=options.rounds,
         tokens=options.tokens,

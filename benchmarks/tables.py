@@ -40,7 +40,7 @@ def main() -> None:
     parts = {part.stem: result(f"distance/{part.stem}") for part in (RESULTS / "distance").glob("*.json")}
     sections = [
         HEADING.strip(),
-        decode.section(result("decode")),
+        *(decode.section(result(f"decode_{dtype}")) for dtype in ("float32", "bfloat16")),
         hop.section(result("hop")),
         gpu.section(result("gpu/forward"), result("gpu/decode")),
         distance.section(parts),

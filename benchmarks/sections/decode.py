@@ -46,9 +46,9 @@ def section(report: dict[str, Any]) -> str:
     lengths, sessions = next(iter(figures["ms_to_first_token"].values())), next(iter(over_one.values()))
     return "\n\n".join(
         [
-            f"## Decoding on one machine\n\n`{about['command']}`, {about['date']}, commit {about['commit']}: "
-            f"{about['model']}; {about['hardware']}; {about['software']}; {about['tokens']} tokens per stream, "
-            f"medians of {about['rounds']} rounds.",
+            f"## Decoding on one machine: {about['dtype']}\n\n"
+            f"`{about['command']}`, {about['date']}, commit {about['commit']}: {about['model']}; {about['hardware']}; "
+            f"{about['software']}; {about['tokens']} tokens per stream, medians of {about['rounds']} rounds.",
             "One stream, 16 prompt tokens:",
             table(["", "tokens/s", "ms per token", "relative to transformers", "ms per extra hop"], streams),
             "Tokens per second of all sessions together, with their prompts:",
