@@ -51,9 +51,11 @@ DECODING_S = 1.0
 """So long after its last step a session counts as decoding: its next one is under way."""
 
 ON_THE_WAY_S = 0.001
-"""Who had to wait for its turn waits so much longer for what the server whose turn it was has sent: so sessions that
-servers on the same cores serve come together. Sixteen over three servers made 294 tokens/s, 234 without, and 163 where
-each server chose what to run before it waited."""
+"""Who had to wait for its turn waits so much longer for what the server before it has sent: so sessions at servers on
+the same cores come together (docs/decisions/linear-layers.md)."""
+MOST_VAIN, TRIED_AGAIN = 4, 16
+"""After so many of these waits in a row that brought nothing, only every sixteenth turn waits: others who compute here
+may have nothing to send."""
 
 
 class Engine:
@@ -87,6 +89,7 @@ class Engine:
         self._on_spent = on_spent
         self._pace = pace
         self._turns = turns
+        self._num_vain = 0  # turns that were waited for since something came after one
         self._since: dict[SessionId, float] = {}  # when sessions began to wait for their turn
         self._decoded_at: dict[SessionId, float] = {}  # when sessions took their last short step
         self._queues: dict[SessionId, deque[Item]] = {}
@@ -182,10 +185,14 @@ class Engine:
     async def _wait_for(self, turns: Turns, thread: ComputeThread) -> None:
         """Wait for this server's turn, and a moment for what is on its way from the one before."""
         await thread.run(turns.wait)
+        self._num_vain += 1
+        if self._num_vain > MOST_VAIN and self._num_vain % TRIED_AGAIN:
+            return
         self._wake.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(ON_THE_WAY_S):
                 await self._wake.wait()
+                self._num_vain = 0
 
     def _give_back_turn(self) -> None:
         if self._turns is not None:

@@ -362,6 +362,23 @@ async def test_what_the_server_before_has_sent_runs_with_it(
         assert [[step.session for step in batch] for batch in runner.batches] == [[session(1), session(2)]]
 
 
+async def test_where_nothing_ever_comes_it_is_seldom_waited_for(
+    turns: TwoOnTheSameCores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Loop(AddsOne(), turns=turns.own) as loop:
+        for number in range(engine.MOST_VAIN):
+            loop.engine.add(work(number))
+            await asyncio.sleep(0)
+            turns.others.give_back()
+            await loop.emitted.get()
+            await turns.until_it_is_free()
+        monkeypatch.setattr(engine, "ON_THE_WAY_S", 60)
+        loop.engine.add(work(1))
+        await asyncio.sleep(0)
+        turns.others.give_back()
+        await loop.emitted.get()
+
+
 async def test_a_session_that_is_released_before_its_turn_does_not_run(
     turns: TwoOnTheSameCores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
