@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from chainserve.models.linear import computes_bfloat16
 from chainserve.models.rows import Rows
 
 ATTENTION = "chainserve"
 """Name under which transformers finds `packed_attention`."""
+
+HAS_BFLOAT16 = computes_bfloat16()
+TILE_SCORES = 2**20
+"""Scores of one tile: what is made of them stays in a processor's cache."""
+LEAST_TILE = 16
 
 ATTENTION_ARGUMENTS = frozenset({"scaling", "sliding_window", "softcap", "s_aux"})
 """What families pass to attention that changes its result, and that we compute."""
@@ -152,6 +158,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, masks: Masks, *, scaling: float | No
     num_groups = num_heads // num_kv_heads
     sees_all = window is None or window >= length
     causal = num_new == length and sees_all
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and sees_all and HAS_BFLOAT16:
+        return _in_tiles(q, k, v, masks, scaling=scaling)
     if q.device.type == "cpu" and not causal and sees_all and k.shape[3] == v.shape[3]:
         out = _in_two(q, k, v, scaling=scaling)
     elif q.device.type == "cpu" and not causal:  # as in `_decode`; the more queries of a head, the better the kernel is
@@ -163,6 +171,26 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, masks: Masks, *, scaling: float | No
         shared = num_groups != 1
         out = scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=scaling, enable_gqa=shared)
     return out.transpose(1, 2).contiguous()
+
+
+def _in_tiles(q: Tensor, k: Tensor, v: Tensor, masks: Masks, *, scaling: float | None) -> Tensor:
+    """The same in bfloat16, some queries at a time, by products that some CPUs have instructions for: torch's kernel
+    takes twice as long. Scores are rounded to 16 bits, as in transformers' own attention."""
+    num_heads, num_new, dim = q.shape[1:]
+    num_kv_heads, length = k.shape[1:3]
+    past = length - num_new
+    grouped = (q * (dim**-0.5 if scaling is None else scaling)).view(num_kv_heads, -1, num_new, dim)
+    out = q.new_empty(1, num_new, num_heads, v.shape[3])
+    size = max(LEAST_TILE, TILE_SCORES // (num_heads * length))
+    for start in range(0, num_new, size):
+        end = min(start + size, num_new)
+        keys, values = k[0, :, : past + end], v[0, :, : past + end]
+        scores = torch.bmm(grouped[:, :, start:end].reshape(num_kv_heads, -1, dim), keys.mT)
+        new = scores.view(num_heads, end - start, -1)[:, :, past + start :]
+        new += masks.added(1, end - start, end - start, window=None, like=q)
+        given = torch.bmm(torch.softmax(scores, dim=-1), values)
+        out[0, start:end] = given.view(num_heads, end - start, -1).transpose(0, 1)
+    return out
 
 
 def _in_two(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None) -> Tensor:
