@@ -34,7 +34,9 @@ def turns_on(device: torch.device) -> Turns | None:
     """Turns with the other servers on this device; None where there are cores enough for another like this one."""
     if device.type == "cpu" and 2 * torch.get_num_threads() <= (psutil.cpu_count() or 1):
         return None
-    name = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else device.type
+    name = device.type
+    if device.type == "cuda":  # whose numbers are each process's own
+        name = str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index or 0))
     return Turns(default_folder().parent / f"computing-{name}")
 
 

@@ -1,6 +1,8 @@
 """The devices of this machine, and what fits into their memory."""
 
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,3 +128,13 @@ def test_servers_that_use_most_cores_take_turns(
     monkeypatch.setattr("torch.get_num_threads", lambda: num_threads)
     assert (turns_on(torch.device("cpu")) is not None) == takes_turns
     assert turns_on(torch.device("meta")) is not None, "of a GPU there is one"
+
+
+@pytest.mark.parametrize(("properties", "name"), [({"uuid": "GPU-4f"}, "computing-GPU-4f"), ({}, "computing-1")])
+def test_servers_on_the_same_gpu_take_turns_whatever_number_it_has_for_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, properties: dict[str, str], name: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _device: SimpleNamespace(**properties))
+    monkeypatch.setattr("chainserve_server.devices.default_folder", lambda: tmp_path / "profiles")
+    assert turns_on(torch.device("cuda:1")) is not None
+    assert [file.name for file in tmp_path.iterdir()] == [name]
