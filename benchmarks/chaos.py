@@ -1,6 +1,6 @@
 """Requests while servers are killed, frozen and cut off every few seconds, with a spare server for every block.
 
-    python benchmarks/chaos.py [--requests N] [--workers N] [--gap SECONDS] [--output FILE]
+    python benchmarks/chaos.py [--requests N] [--faults N] [--workers N] [--gap SECONDS] [--output FILE]
 
 Every request has to end with the greedy tokens of the whole model or with an error that has a name, within its time.
 Faults hit servers that run sessions, at any place of their chains and at any time: while a session opens, in prefill,
@@ -11,6 +11,7 @@ with the fault, so it counts how long it takes to notice as well.
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import signal
@@ -205,10 +206,10 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 position = number % len(SPANS)
                 single.append(await stall_of_one(client, swarm, prompts[number % len(prompts)], position=position))
                 print(f"one server killed: {single[-1]}", flush=True)
-            left = iter(range(options.requests))
+            asked = itertools.count()
 
             async def work() -> None:
-                for _ in left:
+                while next(asked) < options.requests or storm.faults.total() < options.faults:
                     number = rng.randrange(len(prompts))
                     storm.answers.append(await ask(client, prompts[number], expected[number]))
                     if len(storm.answers) % 20 == 0:
@@ -260,7 +261,8 @@ def figures_of(storm: Storm, *, is_free: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=200, help="requests asked at least")
+    parser.add_argument("--faults", type=int, default=0, help="faults at least: requests go on until there were as many")
     parser.add_argument("--single", type=int, default=9, help="servers killed one at a time, before the storm")
     parser.add_argument("--workers", type=int, default=6, help="requests at once")
     parser.add_argument("--gap", type=float, default=4.0, help="mean seconds between faults")

@@ -103,11 +103,9 @@ def test_a_burst_is_served_in_order_within_the_places_there_are(tmp_path: Path) 
 
 @pytest.mark.timeout(900)
 def test_every_request_ends_well_or_with_a_named_error_while_servers_fail(tmp_path: Path) -> None:
-    figures = figures_of(
-        tmp_path, "chaos.py", "--single", "0", "--requests", "140"
-    )  # with 100 a fast machine had 9 faults
+    figures = figures_of(tmp_path, "chaos.py", "--single", "0", "--requests", "100", "--faults", "10")
     report = json.dumps({name: figure for name, figure in figures.items() if name != "answers"}, indent=2)
-    assert figures["requests"] == 140
+    assert figures["requests"] >= 100
     assert (figures["wrong"], figures["hung"]) == (0, 0), report
     assert figures["share_of_right"] >= 0.99, report + json.dumps(
         [answer for answer in figures["answers"] if answer["ended"] != "right"], indent=2
