@@ -24,6 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chainserve.runtime.cores import free_idle_cores
+
+free_idle_cores()  # in this process too: it computes what is right
+
 import torch
 import uvloop
 from circumstances import PROJECT, circumstances, keep, measured_now
