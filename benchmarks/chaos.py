@@ -266,7 +266,7 @@ def figures_of(storm: Storm, *, is_free: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200, help="requests asked at least")
-    parser.add_argument("--faults", type=int, default=0, help="faults at least: requests go on until there were as many")
+    parser.add_argument("--faults", type=int, default=0, help="faults at least, for which requests go on")
     parser.add_argument("--single", type=int, default=9, help="servers killed one at a time, before the storm")
     parser.add_argument("--workers", type=int, default=6, help="requests at once")
     parser.add_argument("--gap", type=float, default=4.0, help="mean seconds between faults")

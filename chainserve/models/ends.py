@@ -26,7 +26,10 @@ def ends_of(span: Span, num_blocks: int) -> list[End]:
 
 
 def end_skeleton(config: PretrainedConfig, end: End, *, beside: Iterable["Ends"] = ()) -> PreTrainedModel:
-    """A skeleton of one end, for the loader to fill but for weights that it shares with one that is loaded already."""
+    """A skeleton of one end, for the loader to fill but for weights that it shares with one that is loaded already.
+
+    Of weights that are in an order of their own it has a copy: that end has to be made again, beside this one.
+    """
     model = build_skeleton(config, None, embed=end is End.EMBEDDING, head=end is End.HEAD)
     lacks = dict(model.named_parameters())
     for target, source in model.all_tied_weights_keys.items():
@@ -35,7 +38,8 @@ def end_skeleton(config: PretrainedConfig, end: End, *, beside: Iterable["Ends"]
             for name, twin in ((target, source), (source, target)):
                 if name in lacks and twin in has:
                     path, _, leaf = name.rpartition(".")
-                    shared = nn.Parameter(has[twin].data, requires_grad=False)
+                    weights = has[twin].data
+                    shared = nn.Parameter(weights.to_dense() if weights.is_mkldnn else weights, requires_grad=False)
                     setattr(model.get_submodule(path), leaf, shared)
     return model
 
@@ -43,8 +47,11 @@ def end_skeleton(config: PretrainedConfig, end: End, *, beside: Iterable["Ends"]
 class Ends:
     """Those ends that are here; asking for another one is a mistake of the caller."""
 
-    def __init__(self, *models: PreTrainedModel) -> None:
-        """`models`: loaded skeletons without blocks, each with `embed`, `head` or both."""
+    def __init__(self, *models: PreTrainedModel, beside: Iterable["Ends"] = ()) -> None:
+        """`models`: loaded skeletons without blocks, each with `embed`, `head` or both.
+
+        A head that shares its weights neither among them nor with one `beside` has them in the order that is fastest.
+        """
         self.models = models
         self._embedding: nn.Module | None = None
         self._head: _Head | None = None
@@ -52,8 +59,11 @@ class Ends:
             model.base_model.layers = nn.ModuleList()  # saves walking through as many skips as there are blocks
             if model.get_input_embeddings() is not None:
                 self._embedding = model.get_input_embeddings()
-            if model.get_output_embeddings() is not None:
-                self._head = _Head(model)
+        embeddings = [ends._embedding for ends in (self, *beside) if ends._embedding is not None]
+        for model in models:
+            if (project := model.get_output_embeddings()) is not None:
+                is_shared = any(_share(project, embedding) for embedding in embeddings)
+                self._head = _Head(model, is_shared=is_shared)
 
     @classmethod
     def joined(cls, parts: Iterable["Ends"]) -> "Ends":
@@ -72,6 +82,11 @@ class Ends:
     @property
     def has_head(self) -> bool:
         return self._head is not None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the head's weights are in an order of its own, in which nobody can share them."""
+        return self._head is not None and self._head.is_packed
 
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
@@ -94,11 +109,11 @@ class _Head:
     model on a GPU.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, is_shared: bool) -> None:
         self._model = model
         self._norm = model.base_model.get_submodule(final_norm(model.base_model))
         self._project = model.get_output_embeddings()
-        (speed_up if model.all_tied_weights_keys else pack)(self._project)
+        (speed_up if is_shared else pack)(self._project)
         self._is_plain = self._does_no_more()
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -106,6 +121,10 @@ class _Head:
             logits: Tensor = self._project(self._norm(hidden))
             return logits
         return self._whole(hidden)
+
+    @property
+    def is_packed(self) -> bool:
+        return any(weights.is_mkldnn for weights in self._project.parameters())
 
     def _whole(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._model(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits
@@ -134,6 +153,11 @@ class _Probe(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         self.taken, self.given = hidden.flatten(0, 1), torch.linspace(-1000, 1000, 7).to(hidden).unsqueeze(0)
         return self.given.unsqueeze(0)
+
+
+def _share(project: nn.Module, embedding: nn.Module) -> bool:
+    """Whether head and embedding have the same weights, in one place."""
+    return cast(Tensor, project.weight).data_ptr() == cast(Tensor, embedding.weight).data_ptr()
 
 
 def _are_same(one: Tensor, other: Tensor) -> bool:

@@ -15,7 +15,9 @@ NAME = "background"
 async def in_background(work: Callable[[], T]) -> T:
     """Run `work` in a new thread; cancelling the wait leaves it running."""
     with _new_thread() as thread:
-        return await asyncio.get_running_loop().run_in_executor(thread, work)
+        result = await asyncio.get_running_loop().run_in_executor(thread, work)
+        thread.shutdown()  # it ends now, and keeps the result until then: of weights there is no room for more
+        return result
 
 
 def in_passing_thread(work: Callable[[], T]) -> T:

@@ -95,7 +95,10 @@ class Blocks:
         prepared = self._prepared
         before = self._held.span if self._held else None
         keep = overlap(before, span)
-        new_bytes = prepared.weight_bytes(span) - prepared.weight_bytes(keep)
+        copied_bytes = prepared.profile.head_bytes if self._has_to_unpack(span) else 0
+        if copied_bytes and prepared.left_bytes(prepared.weight_bytes(span), copied_bytes) < 0:
+            keep, copied_bytes = None, 0  # no room for a copy, not even without cache
+        new_bytes = prepared.weight_bytes(span) - prepared.weight_bytes(keep) + copied_bytes
         if before is None:
             self._say(ServerState.LOADING, span)
         else:
@@ -105,7 +108,8 @@ class Blocks:
                 self._resize(before, left_bytes=left_bytes)
                 self._on_change()
             else:
-                await self._give_up(keep, left_bytes=prepared.left_bytes(prepared.weight_bytes(span)))
+                left_bytes = prepared.left_bytes(prepared.weight_bytes(span), copied_bytes)
+                await self._give_up(keep, left_bytes=left_bytes)
                 self._say(ServerState.ONLINE if keep else ServerState.LOADING, keep or span)
         held, report = await self._load(span, new_bytes)
         if self._held is not None and not span.covers(self._held.span):
@@ -162,11 +166,20 @@ class Blocks:
         """Wait until the cache of what has ended is free."""
         await self._engine.between_iterations(lambda: None)
 
+    def _has_to_unpack(self, span: Span) -> bool:
+        """Whether the head's weights are in an order of their own, and an embedding comes that shares them."""
+        ends = self._held.ends if self._held else {}
+        is_alone = list(ends) == [End.HEAD] and ends[End.HEAD].is_packed
+        return self._prepared.profile.is_tied and is_alone and len(ends_of(span, self._prepared.source.num_blocks)) == 2
+
     async def _load(self, span: Span, new_bytes: int) -> tuple[Held, LoadReport]:
         """Bring in what of the span is not here, in a thread, and leave alone what is: it runs."""
         prepared = self._prepared
         config, wanted = prepared.source.config, ends_of(span, prepared.source.num_blocks)
         ends = {end: there for end, there in self._held.ends.items() if end in wanted} if self._held else {}
+        before = list(ends.values())
+        if self._has_to_unpack(span):
+            del ends[End.HEAD]  # which runs meanwhile
         stays = {block: module for block, module in self._held.modules.items() if block in span} if self._held else {}
         self.weight_bytes += new_bytes
         new_block_bytes = sum(prepared.block_bytes[block] for block in span if block not in stays)
@@ -197,11 +210,11 @@ class Blocks:
             modules = {block: blocks[block] for block in span}
             for end in wanted:
                 if end not in ends:
-                    end_model = end_skeleton(config, end, beside=ends.values())
+                    end_model = end_skeleton(config, end, beside=(*ends.values(), *before))
                     step = (1 - share) / num_new_ends
                     report += read(end_model, begin=share, end=share + step)
                     share += step
-                    ends[end] = Ends(end_model)
+                    ends[end] = Ends(end_model, beside=ends.values())
             runner = Runner(skeleton, span, self.cache, ends=Ends.joined(ends.values()))
             runner.warm_up()
             return Held(span, runner, modules, ends), report

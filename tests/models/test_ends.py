@@ -8,7 +8,9 @@ from tiny_models import FAMILIES, HIDDEN, A, TinyChain, filled, random_ids, rand
 from transformers import CohereConfig, GraniteConfig, PretrainedConfig, PreTrainedModel
 
 from chainserve.errors import FrameError
+from chainserve.models import linear
 from chainserve.models.ends import End, Ends, end_skeleton, ends_of
+from chainserve.models.linear import default_dtype
 from chainserve.models.skeleton import build_skeleton
 from chainserve.models.wire import from_wire, to_wire
 from chainserve.protocol.messages import WireTensor
@@ -86,6 +88,25 @@ def test_what_tied_ends_share_is_one_tensor(first: End, tied: bool) -> None:
     shared = [weight for weight in other.parameters() if not weight.is_meta]
     assert len(shared) == tied
     assert all(weight.data_ptr() in weights for weight in shared)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize("dtype", [torch.float32, default_dtype(CPU)])
+def test_a_tied_head_by_itself_is_packed_and_its_weights_come_out_as_they_were(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "SMALL", 0)
+    monkeypatch.setattr(linear, "HAS_ONEDNN", True)
+    config = type(FAMILIES["llama"])(**{**FAMILIES["llama"].to_dict(), "tie_word_embeddings": True})
+    model = random_model(config).to(dtype)
+    hidden, ids, project = torch.randn(20, HIDDEN).to(dtype), random_ids(7, seed=1), model.get_output_embeddings()
+    weights, expected = project.weight, project(hidden)
+    alone = end_of(model, End.HEAD)
+    embedding = Ends(end_skeleton(config, End.EMBEDDING, beside=[alone]))
+    assert (alone.is_packed, end_of(random_model(config), End.EMBEDDING).is_packed) == (True, False)
+    assert torch.equal(embedding.embed(ids), weights[ids])
+    assert alone._head is not None
+    torch.testing.assert_close(alone._head._project(hidden), expected)
 
 
 @pytest.mark.parametrize("config", [*FAMILIES.values(), SCALED_LOGITS], ids=lambda config: config.model_type)

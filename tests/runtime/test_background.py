@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chainserve.errors import ModelNotFoundError
-from chainserve.runtime.background import in_passing_thread
+from chainserve.runtime.background import in_background, in_passing_thread
 from chainserve_server import cli
 
 COMPUTES = """
@@ -81,3 +81,9 @@ def test_a_server_prepares_in_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch
     assert threads[0] is not threading.main_thread()
     threads[0].join(30)
     assert not threads[0].is_alive()
+
+
+async def test_a_thread_in_the_background_has_ended_when_its_result_is_there() -> None:
+    for _ in range(20):
+        thread = await in_background(threading.current_thread)
+        assert not thread.is_alive()  # it would keep the result until it ends

@@ -225,7 +225,7 @@ class Server:
             assert torch.equal(ours.embed(torch.arange(VOCAB)), whole.embed(torch.arange(VOCAB)))
         if ours.has_head:
             hidden = torch.randn(3, HIDDEN, generator=self._random)
-            assert torch.equal(ours.logits(hidden), whole.logits(hidden))
+            torch.testing.assert_close(ours.logits(hidden), whole.logits(hidden))  # maybe added up in another order
 
     async def hold(self, span: Span) -> LoadReport:
         """Move; what is said meanwhile has to be true, and never leaves out what stays."""

@@ -26,6 +26,7 @@ from moving_server import (
 )
 
 from chainserve.errors import WeightsError
+from chainserve.models import linear
 from chainserve.models.ends import End, Ends
 from chainserve.models.load import LoadReport
 from chainserve.models.runner import Runner
@@ -190,6 +191,42 @@ async def test_tied_ends_share_their_weights_whichever_came_first(
                 report = await server.hold(span)
                 assert report.bytes_read == len(set(span).difference(before or ())) * BLOCK_BYTES + end_bytes
                 assert server.blocks.weight_bytes == server.weight_bytes(span)
+
+
+@pytest.fixture
+async def make_tied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeServer]:
+    """Servers of a model whose ends share their weights, and which oneDNN computes however small it is."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch without oneDNN")
+    with small_model(tmp_path, tied=True) as reference:
+        monkeypatch.setattr(linear, "SMALL", 0)
+        monkeypatch.setattr(linear, "HAS_ONEDNN", True)
+        async with watched_server(tmp_path, reference, monkeypatch) as make:
+            yield make
+
+
+@pytest.mark.parametrize("blocks", [10, 6], ids=["room", "no room"])
+async def test_a_head_in_an_order_of_its_own_is_unpacked_for_the_embedding_that_shares_it(
+    make_tied: MakeServer, blocks: int
+) -> None:
+    server = await make_tied(blocks=blocks, span=Span(4, 6))
+    assert server.engine.runner is not None
+    assert server.engine.runner.ends.is_packed
+    going_on = server.open(Span(4, 6))
+    report = await server.hold(Span(0, 6))
+    assert report.bytes_read == 4 * BLOCK_BYTES + HEAD_BYTES - EMBEDDING_BYTES  # the norm
+    assert server.blocks.weight_bytes == server.weight_bytes(Span(0, 6))
+    assert not server.engine.runner.ends.is_packed
+    await server.step(going_on, server.open(Span(0, 6)))
+
+
+async def test_without_room_for_a_copy_of_the_head_all_is_loaded_again(make_tied: MakeServer) -> None:
+    server = await make_tied(blocks=6, tokens=0, span=Span(4, 6))
+    report = await server.blocks.hold(Span(0, 6))
+    assert report.bytes_read == 6 * BLOCK_BYTES + HEAD_BYTES
+    assert list(dict.fromkeys(server.said)) == [(DRAINING, Span(4, 6)), (LOADING, Span(0, 6)), (ONLINE, Span(0, 6))]
+    assert server.blocks.weight_bytes == server.weight_bytes(Span(0, 6))
+    server.check_ends(Span(0, 6))
 
 
 def test_a_runner_asked_for_an_end_that_its_blocks_do_not_have_says_so() -> None:
