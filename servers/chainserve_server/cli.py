@@ -21,7 +21,7 @@ from chainserve.protocol.messages import DTYPES, INT8
 from chainserve.runtime import logs
 from chainserve.runtime.background import in_passing_thread, is_busy
 from chainserve.runtime.cores import free_idle_cores
-from chainserve.runtime.garbage import spare_what_is_there
+from chainserve.runtime.garbage import sparing_what_is_there
 from chainserve_server import bench_options
 from chainserve_server.family_options import asks_for_family, children_of
 from chainserve_server.gateway_beside import GatewayBeside, add_options, arguments_of
@@ -321,8 +321,7 @@ def run_server(options: argparse.Namespace, told_to_leave: threading.Event, gate
             config, prepared, leave=leave, say=saying(options), keep_token=keeping_token(options), gateway=gateway
         )
 
-    spare_what_is_there()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with sparing_what_is_there(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_signalled())
     if is_busy():
         if gateway is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainserve.errors import UsageError
-from chainserve.runtime.garbage import spare_what_is_there
+from chainserve.runtime.garbage import sparing_what_is_there
 from chainserve.runtime.hosts import is_loopback
 from chainserve_client.examples import TOKEN_HELP
 
@@ -112,9 +112,9 @@ async def serving(options: argparse.Namespace) -> AsyncIterator[str]:
                 page=HealthPage(watch),
                 is_local=keys is None and not options.no_auth,
             )
-            spare_what_is_there()
-            async with listening(gateway, host=options.host, port=options.port) as url:
-                yield url
+            with sparing_what_is_there():
+                async with listening(gateway, host=options.host, port=options.port) as url:
+                    yield url
     finally:
         await network.close()
         if draft is not None:
