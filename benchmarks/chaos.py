@@ -43,7 +43,8 @@ from chainserve_server.local import LocalServer, LocalSwarm
 MODEL = "smollm2-135m"
 SPANS = ("0:10", "10:20", "20:30")
 PROGRAM = (str(PROJECT / "benchmarks" / "torn_server.py"),)
-LEASE = ("--lease", "8")
+LEASE_S = 8.0
+LEASE = ("--lease", f"{LEASE_S:g}")
 NUM_TOKENS = 16
 TIMEOUT_S = 60.0
 GRACE_S = 5.0
@@ -161,8 +162,9 @@ class Weather:
             asyncio.get_running_loop().call_later(self._rng.uniform(*FREEZE_S), self._thaw, server)
 
     def _thaw(self, server: LocalServer) -> None:
+        """Go on; it counts as well when what it announced before has run out, as others do not know it after that."""
         server.process.send_signal(signal.SIGCONT)
-        self._frozen.discard(server.peer)
+        asyncio.get_running_loop().call_later(LEASE_S, self._frozen.discard, server.peer)
 
 
 async def stall_of_one(client: AsyncClient, swarm: LocalSwarm, prompt: list[int], *, position: int) -> dict[str, Any]:
