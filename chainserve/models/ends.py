@@ -86,7 +86,7 @@ class Ends:
     @property
     def is_packed(self) -> bool:
         """Whether the head's weights are in an order of its own, in which nobody can share them."""
-        return self._head is not None and self._head.is_packed
+        return any(weights.is_mkldnn for model in self.models for weights in model.parameters())
 
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
@@ -121,10 +121,6 @@ class _Head:
             logits: Tensor = self._project(self._norm(hidden))
             return logits
         return self._whole(hidden)
-
-    @property
-    def is_packed(self) -> bool:
-        return any(weights.is_mkldnn for weights in self._project.parameters())
 
     def _whole(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._model(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits

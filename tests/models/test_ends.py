@@ -90,7 +90,9 @@ def test_what_tied_ends_share_is_one_tensor(first: End, tied: bool) -> None:
     assert all(weight.data_ptr() in weights for weight in shared)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="only oneDNN packs heads, and this torch is without"
+)
 @pytest.mark.parametrize("dtype", [torch.float32, default_dtype(CPU)])
 def test_a_tied_head_by_itself_is_packed_and_its_weights_come_out_as_they_were(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -197,7 +197,7 @@ async def test_tied_ends_share_their_weights_whichever_came_first(
 async def make_tied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeServer]:
     """Servers of a model whose ends share their weights, and which oneDNN computes however small it is."""
     if not torch.backends.mkldnn.is_available():
-        pytest.skip("torch without oneDNN")
+        pytest.skip("only oneDNN packs heads, and this torch is without")
     with small_model(tmp_path, tied=True) as reference:
         monkeypatch.setattr(linear, "SMALL", 0)
         monkeypatch.setattr(linear, "HAS_ONEDNN", True)
