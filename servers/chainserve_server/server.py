@@ -410,11 +410,13 @@ class Server:
                 lines.append("whoever has the token is a member; it is kept in the file that was asked for")
             else:
                 lines += ["whoever has this token is a member:", "", token, ""]
+            is_local = is_loopback(config.host)
+            host = "" if is_local else "--host ADDRESS "  # of the one that joins, which would be at 127.0.0.1 otherwise
             lines += [
-                f"join it:  chainserve-server --model {name} --join TOKEN",
+                f"join it:  chainserve-server --model {name} {host}--join TOKEN",
                 "ask it:   chainserve chat TOKEN",
             ]
-            if is_loopback(config.host):
+            if is_local:
                 lines.append("Only this machine can reach it: start with --host ADDRESS for others to join.")
         return "\n".join(lines)
 

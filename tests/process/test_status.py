@@ -74,3 +74,9 @@ def test_a_live_swarm_is_shown_with_what_it_holds_and_lacks(make_swarm: MakeSwar
     assert f"\nplan {plan['epoch']} by {plan['planner'][-6:]}, followed by 3 of 3 servers\n" in text
     assert "\nchain  sessions  first token  tokens/s  request  way\n" in text
     assert "\ntogether " in text
+
+
+@pytest.mark.parametrize(("host", "option"), [("127.0.0.1", ""), ("0.0.0.0", "--host ADDRESS ")])
+def test_a_server_says_how_to_join_it(make_swarm: MakeSwarm, host: str, option: str) -> None:
+    [server] = make_swarm("0:1", arguments=("--host", host)).servers
+    assert f"\njoin it:  chainserve-server --model {MODEL} {option}--join TOKEN\n" in server.output()
