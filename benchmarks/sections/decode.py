@@ -14,6 +14,7 @@ def section(report: dict[str, Any]) -> str:
             f"{row['tokens_per_second']:.1f}",
             f"{row['ms_per_token']:.1f}",
             f"{row['relative_to_transformers']:.2f}",
+            f"{row['relative_to_one_server']:.2f}",
             "" if row["ms_per_extra_hop"] is None else f"{row['ms_per_extra_hop']:.1f}",
         ]
         for name, row in figures["one_stream"].items()
@@ -49,8 +50,18 @@ def section(report: dict[str, Any]) -> str:
             f"## Decoding on one machine: {about['dtype']}\n\n"
             f"`{about['command']}`, {about['date']}, commit {about['commit']}: {about['model']}; {about['hardware']}; "
             f"{about['software']}; {about['tokens']} tokens per stream, medians of {about['rounds']} rounds.",
-            "One stream, 16 prompt tokens:",
-            table(["", "tokens/s", "ms per token", "relative to transformers", "ms per extra hop"], streams),
+            f"One stream, 16 prompt tokens, {about['streams']} times in every round:",
+            table(
+                [
+                    "",
+                    "tokens/s",
+                    "ms per token",
+                    "relative to transformers",
+                    "relative to 1 server",
+                    "ms per extra hop",
+                ],
+                streams,
+            ),
             "Tokens per second of all sessions together, with their prompts:",
             speeds(figures["tokens_per_second_of_all_sessions"]),
             "The same without them, each session from its first token on:",
