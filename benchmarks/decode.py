@@ -2,9 +2,9 @@
 
     python benchmarks/decode.py [--rounds N] [--tokens N] [--dtype float32|bfloat16] [--output FILE]
 
-All swarms run at once and idle unless measured; every round measures each of them once, so that a slow minute of
-the machine touches all alike. What is compared is measured side by side, and ratios are medians of each round's own:
-compare those, not absolute speeds.
+Every round starts new swarms, as one process is some percent slower than another for as long as it lives. They run at
+once and idle unless measured, so that a slow minute of the machine touches all alike. What is compared is measured side
+by side, and ratios are medians of each round's own: compare those, not absolute speeds.
 """
 
 import argparse
@@ -12,8 +12,10 @@ import asyncio
 import statistics
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,22 @@ async def stream(client: AsyncClient, prompt: list[int], num_tokens: int) -> tup
     return answer.first_token_s, answer.total_s - answer.first_token_s
 
 
+@asynccontextmanager
+async def started(dtype: str) -> AsyncIterator[dict[str, AsyncClient]]:
+    """Clients of new swarms, one per split, which have all served what will be measured once."""
+    warm_up = torch.arange(1000, 1000 + max(PROMPTS)).tolist()
+    async with AsyncExitStack() as stack:
+        clients: dict[str, AsyncClient] = {}
+        for name, spans in SPLITS.items():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            swarm = stack.enter_context(LocalSwarm(MODEL, folder, dtype=dtype))
+            await asyncio.to_thread(swarm.start, *spans)
+            clients[name] = client = await stack.enter_async_context(await AsyncClient.connect(swarm.token))
+            await stream(client, warm_up, 2)
+            await asyncio.gather(*(stream(client, [at] * 16, 16) for at in range(max(SESSIONS))))
+        yield clients
+
+
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run all rounds and return the figures."""
     generator = torch.Generator().manual_seed(SEED)
@@ -116,48 +134,36 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     def prompt(length: int) -> list[int]:
         return torch.randint(1000, 40000, (length,), generator=generator).tolist()
 
-    decode_s: dict[str, list[float]] = {}
-    first_s: dict[str, dict[int, list[float]]] = {}
-    sessions_s: dict[str, dict[int, list[float]]] = {}
-    decoding: dict[str, dict[int, list[float]]] = {}  # tokens per second of all sessions, each after its first token
-    packed: dict[str, dict[int, list[float]]] = {}  # and of packed forwards of as many, right before and after
-    with ExitStack() as swarms:
-        clients: dict[str, AsyncClient] = {}
-        async with AsyncExitStack() as connections:
-            for name, spans in SPLITS.items():
-                folder = Path(swarms.enter_context(tempfile.TemporaryDirectory()))
-                swarm = swarms.enter_context(LocalSwarm(MODEL, folder, dtype=options.dtype))
-                await asyncio.to_thread(swarm.start, *spans)
-                client = await connections.enter_async_context(await AsyncClient.connect(swarm.token))
-                clients[name] = client
-                print(f"{name} up: {', '.join(spans)}", flush=True)
-            # One thread for transformers: torch keeps a pool of its own for each thread that computes.
-            alone = connections.enter_context(ThreadPoolExecutor(max_workers=1))
-            run = partial(asyncio.get_running_loop().run_in_executor, alone)
-            dtype = getattr(torch, options.dtype)
-            plain, forward = await run(Plain, dtype), await run(Packed, dtype)
-            for round_ in range(-1, options.rounds):  # the first one only warms up
-                kept = round_ >= 0
-                short = prompt(16)
-
+    decode_s: dict[str, list[float]] = defaultdict(list)
+    first_s: dict[str, dict[int, list[float]]] = defaultdict(partial(defaultdict, list))
+    sessions_s: dict[str, dict[int, list[float]]] = defaultdict(partial(defaultdict, list))
+    # Tokens per second of all sessions, each after its first token, and of packed forwards right before and after.
+    decoding: dict[str, dict[int, list[float]]] = defaultdict(partial(defaultdict, list))
+    packed: dict[str, dict[int, list[float]]] = defaultdict(partial(defaultdict, list))
+    # One thread for transformers: torch keeps a pool of its own for each thread that computes.
+    with ThreadPoolExecutor(max_workers=1) as alone:
+        run = partial(asyncio.get_running_loop().run_in_executor, alone)
+        dtype = getattr(torch, options.dtype)
+        plain, forward = await run(Plain, dtype), await run(Packed, dtype)
+        for length in PROMPTS:
+            await run(plain.generate, prompt(length), 1)
+        for round_ in range(options.rounds):
+            async with started(options.dtype) as clients:
                 # One stream. Plain transformers: the time of all tokens less that of the first.
+                short = prompt(16)
                 for _ in range(STREAMS):
                     first = await run(plain.generate, short, 1)
                     whole = await run(plain.generate, short, options.tokens)
-                    if kept:
-                        decode_s.setdefault("transformers", []).append((whole - first) / (options.tokens - 1))
+                    decode_s["transformers"].append((whole - first) / (options.tokens - 1))
                     for name, client in clients.items():
                         _, rest = await stream(client, short, options.tokens)
-                        if kept:
-                            decode_s.setdefault(name, []).append(rest / (options.tokens - 1))
+                        decode_s[name].append(rest / (options.tokens - 1))
 
                 for length in PROMPTS:
                     long = prompt(length)
-                    taken = {"transformers": await run(plain.generate, long, 1)}
+                    first_s["transformers"][length].append(await run(plain.generate, long, 1))
                     for name, client in clients.items():
-                        taken[name], _ = await stream(client, long, 1)
-                    for name, seconds in taken.items() if kept else ():
-                        first_s.setdefault(name, {}).setdefault(length, []).append(seconds)
+                        first_s[name][length].append((await stream(client, long, 1))[0])
 
                 for name, client in clients.items():
                     for num in SESSIONS:
@@ -165,14 +171,11 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                         began = time.perf_counter()
                         streams = [stream(client, prompt(16), options.tokens) for _ in range(num)]
                         taken_s = await asyncio.gather(*streams)
-                        seconds = time.perf_counter() - began
+                        sessions_s[name][num].append(time.perf_counter() - began)
                         steps_s += await run(forward.times, num, PACKED_STEPS)
-                        if kept:
-                            sessions_s.setdefault(name, {}).setdefault(num, []).append(seconds)
-                            speed = sum((options.tokens - 1) / rest for _, rest in taken_s)
-                            decoding.setdefault(name, {}).setdefault(num, []).append(speed)
-                            packed.setdefault(name, {}).setdefault(num, []).append(num / statistics.median(steps_s))
-                print(f"round {round_ + 1} of {options.rounds}", flush=True)
+                        decoding[name][num].append(sum((options.tokens - 1) / rest for _, rest in taken_s))
+                        packed[name][num].append(num / statistics.median(steps_s))
+            print(f"round {round_ + 1} of {options.rounds}", flush=True)
 
     def relative(values: list[float], others: list[float]) -> float:
         """The median of each round's quotient of both."""
