@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import msgpack
 from cryptography.hazmat.primitives import hashes
@@ -74,6 +75,13 @@ class JoinToken:
             raise TokenError(f"a join token names at most {MAX_DIRECT} servers, not {len(self.direct)}")
         if self.expires_at is not None and not (math.isfinite(self.expires_at) and self.expires_at > 0):
             raise TokenError(f"not a time for a token to expire: {self.expires_at}")
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names and addresses of the machines that it leads to, some of them more than once."""
+        in_multiaddrs = (re.match(r"/(?:ip[46]|dns\w*)/([^/]+)", address) for address in self.bootstrap)
+        in_urls = (urlsplit(address.url).hostname or "" for address in self.direct)
+        return (*(match[1] for match in in_multiaddrs if match), *in_urls)
 
     def encode(self) -> str:
         """The token as text to hand over: one word."""

@@ -283,11 +283,10 @@ def run_server(options: argparse.Namespace, told_to_leave: threading.Event, gate
 
     from chainserve.models.names import find_model
     from chainserve.swarm.daemon import listen_address
-    from chainserve.swarm.token import JoinToken
 
     config = config_of(options)
-    if config.join and not reads_token:
-        JoinToken.decode(config.join, now=time.time())
+    if not reads_token:
+        config.check_join(now=time.time())
     find_model(config.model)
     for port in (config.port, config.port + 1) if config.port else (0,):
         asyncio.run(listen_address(config.host, port))
@@ -306,9 +305,8 @@ def run_server(options: argparse.Namespace, told_to_leave: threading.Event, gate
     from chainserve_server.server import serve
 
     if reads_token:  # now that all slow imports are done
-        token = standard_input.token()
-        JoinToken.decode(token, now=time.time())
-        config = replace(config, join=token)
+        config = replace(config, join=standard_input.token())
+        config.check_join(now=time.time())
 
     async def until_signalled() -> None:
         leave = asyncio.Event()

@@ -11,7 +11,7 @@ from chainserve.runtime.hosts import is_loopback
 from chainserve.swarm.orders import Orders
 from chainserve.swarm.records import MAX_LEASE_S
 from chainserve.swarm.reports import check_name
-from chainserve.swarm.token import check_swarm_name
+from chainserve.swarm.token import JoinToken, check_swarm_name
 from chainserve.types import Span
 
 DEVICE = re.compile(r"(cpu|cuda|mps)(:\d+)?", re.ASCII)
@@ -106,6 +106,17 @@ class ServerConfig:
             check_swarm_name(self.swarm)
         if not DEVICE.fullmatch(self.device):
             raise DeviceError(f"no device is called {self.device!r}: give cpu, cuda, cuda:1 or mps")
+
+    def check_join(self, *, now: float) -> None:
+        """TokenError if our token is of no use at `now` (unix seconds), AddressError if nobody there reaches us."""
+        if self.join is None:
+            return
+        others = [host for host in JoinToken.decode(self.join, now=now).hosts if not is_loopback(host)]
+        if others and is_loopback(self.host):
+            raise AddressError(
+                f"the swarm is on other machines ({others[0]}), which do not reach this one at {self.host}: give "
+                f"--host one of its addresses, or 0.0.0.0 for all"
+            )
 
 
 def parse_blocks(text: str) -> Span | Literal["all"] | None:

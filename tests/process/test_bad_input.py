@@ -95,6 +95,11 @@ def test_a_server_says_at_once_that_a_token_has_expired(quick: Path) -> None:
     assert "expired" in server(quick, "--join", token.encode())
 
 
+def test_a_server_says_at_once_that_those_it_joins_would_not_reach_it(quick: Path) -> None:
+    token = JoinToken("s", bytes(32), (f"/ip4/192.0.2.7/tcp/1/p2p/Qm{'a' * 44}",))
+    assert "192.0.2.7" in server(quick, "--join", token.encode())
+
+
 @pytest.mark.parametrize(
     ("arguments", "fact"),
     [

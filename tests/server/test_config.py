@@ -3,6 +3,7 @@
 import pytest
 
 from chainserve.errors import AddressError, DeviceError, TokenError, UsageError
+from chainserve.swarm.token import JoinToken
 from chainserve_server.config import MemoryRequest, ServerConfig, parse_memory
 
 
@@ -90,6 +91,22 @@ def test_what_others_reach_us_at_needs_a_port_that_is_known(host: str) -> None:
 def test_what_is_no_address_is_not_told_to_others(host: str) -> None:
     with pytest.raises(AddressError, match="not an address for others"):
         ServerConfig(model="m", public_host=host, host="0.0.0.0", port=8300)
+
+
+@pytest.mark.parametrize(
+    "there", ["/ip4/10.0.0.5/tcp/8301", "/dns/home.example.org/tcp/8301", "/ip6/2001:db8::1/tcp/1"]
+)
+def test_a_server_that_others_do_not_reach_does_not_join_them(there: str) -> None:
+    here, peer = "/ip4/127.0.0.1/tcp/8301", "Qm" + "a" * 44
+    mixed, alone = (
+        JoinToken("s", bytes(32), tuple(f"{at}/p2p/{peer}" for at in ats)) for ats in ((here, there), (here,))
+    )
+    for host in ("127.0.0.1", "localhost", "::1"):
+        with pytest.raises(AddressError, match=f"{there.split('/')[2]}.* give --host"):
+            ServerConfig(model="m", host=host, join=mixed.encode()).check_join(now=0.0)
+        ServerConfig(model="m", host=host, join=alone.encode()).check_join(now=0.0)
+        ServerConfig(model="m", host=host).check_join(now=0.0)
+    ServerConfig(model="m", host="0.0.0.0", join=mixed.encode()).check_join(now=0.0)
 
 
 @pytest.mark.parametrize("port", [-1, 65536])

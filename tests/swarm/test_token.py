@@ -47,6 +47,12 @@ def test_a_token_says_the_same_after_its_way_through_text(
     assert JoinToken.decode(text, now=0.0) == token
 
 
+def test_a_token_names_the_machines_that_it_leads_to() -> None:
+    bootstrap = (ADDRESS, f"/dns/home.example.org/tcp/1/p2p/{PEER}", f"/unix/somewhere/p2p/{PEER}")
+    token = JoinToken("home", SECRET, bootstrap, direct=(DIRECT, SECURE))
+    assert token.hosts == ("192.0.2.7", "home.example.org", "127.0.0.1", "2001:db8::7")
+
+
 def test_the_secret_does_not_show_in_the_repr() -> None:
     assert "home" in repr(TOKEN)
     assert repr(SECRET) not in repr(TOKEN)
