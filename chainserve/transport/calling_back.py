@@ -1,4 +1,4 @@
-"""Whether others can call a machine: it listens, asks a peer it has a link with to call it there, and is told.
+"""Whether others can call a machine: it listens, asks peers to call it there, and is told how that went.
 
 A peer calls only the very address that the question came from, and speaks only the handshake there: nobody can have it
 call others.
@@ -7,14 +7,21 @@ call others.
 import asyncio
 import re
 import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Self
 
 from chainserve.errors import LinkLostError, ProtocolError
+from chainserve.protocol.messages import Topic
 from chainserve.transport.direct import PATH, DirectTransport
+from chainserve.transport.exchange import Exchange
+from chainserve.transport.interface import Link
 from chainserve.types import PeerId
 
 CALL_S = 3.0
+MAX_ASKED = 3
+MAX_TOLD_BYTES = 400
 _NAME = re.compile(r"(\d{1,5})(?:#([0-9a-f]{64}))?", re.ASCII)
 _ADDRESS = re.compile(r"wss?://.*:(\d+)/[^#]*(?:#sha256=([0-9a-f]{64}))?", re.ASCII)
 
@@ -57,7 +64,7 @@ class Called:
     """How a call went, as the peer tells that made it."""
 
     host: str
-    """The address that it called at: how this machine looks from there."""
+    """The address that it called at: how this machine looks from there. Empty if it did not call."""
     error: str = ""
     """Why it did not get through."""
 
@@ -67,9 +74,36 @@ class Called:
 
     @classmethod
     def read(cls, body: bytes) -> Self:
-        """What a peer answered, whatever that is."""
-        host, _, error = body.decode(errors="replace").partition("\n")
+        """What a peer answered, whatever that is, so that it can be shown."""
+        parts = body[:MAX_TOLD_BYTES].decode(errors="replace").partition("\n")
+        host, _, error = ("".join(char if char.isprintable() else "?" for char in part) for part in parts)
         return cls(host, error)
+
+
+async def ask_to_call(exchange: Exchange, peers: Iterable[PeerId], door: DirectTransport) -> dict[PeerId, Called]:
+    """What the first of `peers` tell that were asked to call at `door`, which listens for as long as that takes.
+
+    AddressError if it cannot listen.
+    """
+
+    async def accept(_: Link) -> None:
+        """The call got through: nothing more is said."""
+
+    await door.listen(accept)
+    name = Door.of(door.addresses[0]).name
+
+    async def ask(peer: PeerId) -> Called:
+        try:
+            body = await exchange.ask(peer, Topic.REACH, name)
+        except LinkLostError as error:
+            return Called("", f"was not asked: {error.reason}")
+        return Called.read(body) if body else Called("", "does not call back: its version is older")
+
+    asked = list(islice(peers, MAX_ASKED))
+    try:
+        return dict(zip(asked, await asyncio.gather(*map(ask, asked)), strict=True))
+    finally:
+        await door.close()
 
 
 async def call_back(direct: DirectTransport, peer: PeerId, name: str) -> bytes:

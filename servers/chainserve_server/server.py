@@ -54,6 +54,7 @@ from chainserve_server.handouts import Handouts
 from chainserve_server.metrics import ForwardCounts, server_families
 from chainserve_server.observation import BUSY, DemandWindow, StepChecks, TokenRate
 from chainserve_server.prepare import Prepared
+from chainserve_server.reachability import why_unreachable
 from chainserve_server.sampling import LinkSampler
 from chainserve_server.sessions import Sessions
 from chainserve_server.slowdown import pace_of
@@ -90,7 +91,13 @@ async def serve(
         resources.callback(identity.release)
         swarm, secret = await enter_swarm(config, identity)
         resources.push_async_callback(swarm.close)
-        server = Server(config, prepared, swarm, Credentials(identity, secret), say=say)
+        credentials = Credentials(identity, secret)
+        server = Server(config, prepared, swarm, credentials, say=say)
+        if config.join and not is_loopback(config.host):
+            door = DirectTransport(credentials, host=config.host, port=config.port, advertised_host=config.public_host)
+            peers = [peer for peer in swarm.view.servers if peer != swarm.peer_id]
+            if warning := await why_unreachable(server.exchange, peers, door, port=config.port):
+                say(warning)
         await server.links.listen()
         resources.push_async_callback(server.links.close)
         resources.push_async_callback(server.outbox.close)

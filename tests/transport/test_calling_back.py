@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 
-from chainserve.errors import ProtocolError
+from chainserve.errors import LinkLostError, ProtocolError
 from chainserve.protocol.messages import Message, Topic
-from chainserve.transport.calling_back import Called, Door, call_back
+from chainserve.transport.calling_back import Called, Door, ask_to_call, call_back
 from chainserve.transport.direct import DirectTransport
 from chainserve.transport.exchange import Exchange
 from chainserve.transport.handshake import Credentials
@@ -82,6 +82,39 @@ async def test_why_a_call_does_not_get_through_is_told(credentials: list[Credent
     assert "not a port to call at" in (await asked(credentials, "example.org:80")).error
 
 
+async def told_by(credentials: list[Credentials], host: str) -> dict[PeerId, Called]:
+    """What a server, and one that is gone, tell a client that they are to call at `host`."""
+    server, gone = Peer(credentials[0]), PeerId("gone")
+    await server.links.listen()
+
+    async def lookup(peer: PeerId) -> tuple[str, ...]:
+        return server.links.addresses if peer == server.me else ()
+
+    client = Peer(credentials[1], lookup)
+    door = DirectTransport(credentials[1], host=host)
+    try:
+        told = await ask_to_call(client.exchange, [server.me, gone], door)
+        assert told[gone] == Called("", "was not asked: it publishes no address we can use")
+        with pytest.raises(LinkLostError):  # the door is closed again
+            await server.direct.connect(client.me, door.addresses)
+        return told
+    finally:
+        for closing in (client.links, server.links):
+            await closing.close()
+
+
+async def test_peers_are_asked_to_call_at_a_door_that_is_open_so_long(credentials: list[Credentials]) -> None:
+    told = await told_by(credentials, "127.0.0.1")
+    assert Called("127.0.0.1") in told.values()
+
+
+async def test_a_door_elsewhere_than_the_question_comes_from_is_not_found(credentials: list[Credentials]) -> None:
+    told = await told_by(credentials, "127.0.0.2")
+    [refused] = [called for called in told.values() if called.host]
+    assert refused.host == "127.0.0.1"
+    assert "Connect call failed" in refused.error
+
+
 async def test_another_peer_behind_the_door_is_not_taken_for_the_asker(credentials: list[Credentials]) -> None:
     answer = await asked(credentials, "DOOR", door_of=credentials[2])
     assert "another peer, swarm or version is there" in answer.error
@@ -105,6 +138,8 @@ def test_what_is_no_door_is_refused(name: str) -> None:
         Door.parse(name)
 
 
-@pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"a\nb\nc"])
-def test_whatever_a_peer_answers_can_be_read(body: bytes) -> None:
-    assert Called.read(body).body
+@pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"a\nb\nc", b"10.0.0.5\n\x1b[2J", b"x" * 10_000])
+def test_whatever_a_peer_answers_can_be_read_and_shown(body: bytes) -> None:
+    called = Called.read(body)
+    assert (called.host + called.error).isprintable()
+    assert len(called.body) < 1000

@@ -1,21 +1,18 @@
 """What lies between this machine and a swarm: its token, its servers, their versions, the time, the way back."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from chainserve import __version__
-from chainserve.errors import AddressError, ChainserveError, LinkLostError, TokenError, describe_blocks
-from chainserve.protocol.messages import Topic
+from chainserve.errors import AddressError, ChainserveError, TokenError, describe_blocks
 from chainserve.runtime.hosts import is_loopback
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.records import Announcement, ServerState
 from chainserve.swarm.token import JoinToken
 from chainserve.swarm.view import View
-from chainserve.transport.calling_back import Called, Door
+from chainserve.transport.calling_back import Called, Door, ask_to_call
 from chainserve.transport.direct import DirectTransport
 from chainserve.transport.handshake import Credentials
-from chainserve.transport.interface import Link
 from chainserve.types import PeerId
 from chainserve_client.doctor.finding import Finding, failed, note, ok, warning
 from chainserve_client.join import light_network
@@ -26,7 +23,6 @@ from chainserve_client.units import format_age, format_seconds
 
 MAX_AHEAD_S = 2.0
 SOON_S = 3 * 86_400.0
-MAX_ASKED = 3
 
 
 async def swarm(text: str, *, host: str | None, port: int) -> AsyncIterator[Finding]:
@@ -126,49 +122,35 @@ async def reachable(
     listening: Callable[..., DirectTransport] = DirectTransport,
 ) -> Finding:
     """Listen as a server would, and have servers of the swarm call here."""
-    direct = listening(credentials, host=host, port=port)
-
-    async def accept(_: Link) -> None:
-        """The call got through: nothing more is said."""
-
+    door = listening(credentials, host=host, port=port)
     try:
-        await direct.listen(accept)
+        told = await ask_to_call(network.exchange, view.servers, door)
     except AddressError as error:
         fact, _, advice = str(error).partition(": ")
         return failed("reachable", fact, f"{advice}; if a server of yours listens there, ask once it is stopped")
-    door = Door.of(direct.addresses[0])
-    try:
-        return await _called(network, list(view.servers)[:MAX_ASKED], door)
-    finally:
-        await direct.close()
+    return _told(told, Door.of(door.addresses[0]).port)
 
 
-async def _called(network: Network, peers: Sequence[PeerId], door: Door) -> Finding:
-    """What servers tell that were asked to call at our door."""
-
-    async def ask(peer: PeerId) -> Called:
-        try:
-            body = await network.exchange.ask(peer, Topic.REACH, door.name)
-        except LinkLostError as error:
-            return Called("", f"{short(peer)} was not asked: {error.reason}")
-        return Called.read(body) if body else Called("", f"{short(peer)} does not call back: its version is older")
-
-    answers = await asyncio.gather(*map(ask, peers))
+def _told(told: Mapping[PeerId, Called], port: int) -> Finding:
+    """What servers tell that were asked to call at our port."""
+    answers = list(told.values())
     through = [answer for answer in answers if not answer.error and answer.host]
     if through and all(is_loopback(answer.host) for answer in through):
         return note("reachable", "only servers of this very machine could be asked to call it, and they get through")
     tried = [answer for answer in answers if answer.error and answer.host]
     if through:
-        fact = f"others reach this machine at {printable(through[0].host)}:{door.port}"
+        fact = f"others reach this machine at {through[0].host}:{port}"
         if tried:
-            advice = f"not all do: {printable(tried[0].error)}"
+            advice = f"not all do: {tried[0].error}"
             return warning("reachable", fact, advice)
         return ok("reachable", fact)
     if tried:
         advice = (
             f"open the port, and the one after it, in this machine's firewall and forward them at the router; or let "
-            f"others relay, which is slower. They said: {printable(tried[0].error)}"
+            f"others relay, which is slower. They said: {tried[0].error}"
         )
-        return failed("reachable", f"others do not get through to {printable(tried[0].host)}:{door.port}", advice)
-    reason = printable(answers[0].error) if answers else "there is no server to ask"
+        return failed("reachable", f"others do not get through to {tried[0].host}:{port}", advice)
+    reason = "there is no server to ask"
+    for peer, answer in told.items():
+        reason = f"{short(peer)} {answer.error}"
     return note("reachable", f"not known: {reason}")
