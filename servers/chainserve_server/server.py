@@ -93,13 +93,13 @@ async def serve(
         resources.push_async_callback(swarm.close)
         credentials = Credentials(identity, secret)
         server = Server(config, prepared, swarm, credentials, say=say)
+        resources.push_async_callback(server.links.close)
         if config.join and not is_loopback(config.host):
             door = DirectTransport(credentials, host=config.host, port=config.port, advertised_host=config.public_host)
             peers = [peer for peer in swarm.view.servers if peer != swarm.peer_id]
             if warning := await why_unreachable(server.exchange, peers, door, port=config.port):
                 say(warning)
         await server.links.listen()
-        resources.push_async_callback(server.links.close)
         resources.push_async_callback(server.outbox.close)
         resources.push_async_callback(server.withdraw)
         metrics = None

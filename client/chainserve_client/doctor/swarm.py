@@ -150,7 +150,6 @@ def _told(told: Mapping[PeerId, Called], port: int) -> Finding:
             f"others relay, which is slower. They said: {tried[0].error}"
         )
         return failed("reachable", f"others do not get through to {tried[0].host}:{port}", advice)
-    reason = "there is no server to ask"
-    for peer, answer in told.items():
-        reason = f"{short(peer)} {answer.error}"
+    reasons = [f"{short(peer)} {answer.error}" for peer, answer in told.items()]
+    reason = reasons[0] if reasons else "there is no server to ask"
     return note("reachable", f"not known: {reason}")
