@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import aiohttp
 import pytest
+from aiohttp import web
 from gateway_in_memory import asking, continuing, events_of, gateway_over, posted
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -12,6 +13,7 @@ from served_in_memory import MODEL, served
 
 from chainserve.transport.exposition import PATH
 from chainserve.types import Span
+from chainserve_client.gateway import answering
 from chainserve_client.gateway.keys import ApiKey, Keys, new_key
 from chainserve_client.gateway.metrics import MAX_MODELS, OTHER, GatewayMetrics
 
@@ -83,6 +85,26 @@ async def test_running_streams_show_and_who_hangs_up_is_counted() -> None:
             await asyncio.sleep(0.01)
             seen = await read(http)
         assert of(seen, "chainserve_gateway_requests_total", {**CHAT, "status": "499"}) == 1
+
+
+async def test_who_hangs_up_while_an_answer_is_written_is_no_fault_of_the_gateway(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It had a traceback in its log then: the connection is closing, and who has asked is not told off yet."""
+    send = answering._send
+
+    async def closing(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+        assert request.transport is not None
+        request.transport.close()
+        await send(request, response, data)
+
+    monkeypatch.setattr(answering, "_send", closing)
+    async with served(SPANS) as swarm, gateway_over(swarm) as http:
+        with pytest.raises(aiohttp.ClientError):
+            async with http.post("/v1/chat/completions", json=asking(stream=True)) as response:
+                await response.read()
+        assert of(await read(http), "chainserve_gateway_requests_total", {**CHAT, "status": "499"}) == 1
+    assert not caplog.records
 
 
 async def test_where_keys_are_asked_for_metrics_ask_for_one_too() -> None:

@@ -22,7 +22,7 @@ from chainserve_client.gateway.completions import Completions
 from chainserve_client.gateway.errors import ApiError, api_error, model_not_found
 from chainserve_client.gateway.form import Form
 from chainserve_client.gateway.keys import Keys
-from chainserve_client.gateway.metrics import GatewayMetrics
+from chainserve_client.gateway.metrics import HUNG_UP, GatewayMetrics
 from chainserve_client.gateway.models import Models
 from chainserve_client.gateway.openapi import description
 from chainserve_client.health.page import API, HealthPage
@@ -132,9 +132,9 @@ class Gateway:
             return _response(api_error(error))
         except web.HTTPException as error:
             return _response(_http_error(request, error))
-        except ConnectionError:
-            raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+                return web.Response(status=int(HUNG_UP))  # for the metrics: nobody else hears of it
             logger.exception("request %s failed", request_id.get())
             return _response(ApiError("the gateway failed; its log has the reason", status=500, kind="server_error"))
 
