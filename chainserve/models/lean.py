@@ -1,43 +1,40 @@
-"""Blocks of the usual kind with half the operators, for the few rows of decode steps on the CPU.
+"""Blocks of the usual kind with a third of the operators, on the CPU.
 
 A family's own forward of a block is some seventy operators and twenty calls of modules, most of which work on a few
 hundred numbers when a step has few rows: on small models launching them takes a fifth of the time. What is done here is
-the same with fewer. Nothing is known of families: a block is taken only if it consists of the usual parts, and if what
-comes out for some rows is what the family's own forward gives. All others, and steps of more rows, run as ever.
+the same with fewer, and layers that take the same input are joined. Nothing is known of families: a block is taken only
+if it consists of the usual parts, and if what comes out for some rows is what the family's own forward gives. All
+others run as ever.
 """
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
 from transformers import AttentionInterface
 
 from chainserve.models.attention import ATTENTION_ARGUMENTS, Ragged, packed_attention
 from chainserve.models.cache_name import CACHE
 from chainserve.models.int4 import Int4Linear
-from chainserve.models.linear import PackedLinear
+from chainserve.models.linear import pack
 from chainserve.models.skeleton import with_skips
 from chainserve.types import Span
 
 logger = logging.getLogger(__name__)
-
-MOST_ROWS = 16
-"""With more, launching matters little, and the operators of the family are as fast."""
 
 LEAST_ROTATIONS, MOST_ROTATIONS = 1024, 32_768
 """Positions whose rotary embeddings are kept: the most are 32 MB where heads have 128 numbers in float32."""
 
 ASKS = "chainserve-asks"
 """Name under which transformers finds the attention that notes what it is asked for."""
-KNOWN, NOTED = "_chainserve_lean", "_chainserve_noted"
+ASKED, NOTED = "_chainserve_asked", "_chainserve_noted"
 """Attributes of blocks and of their attention, for what is known of them."""
-LINEARS = (nn.Linear, PackedLinear, Int4Linear)
+LINEARS = (nn.Linear, Int4Linear)
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 """How far the two may be apart, relative to what the block adds: all numbers together, as in 16 bits single ones are
@@ -94,70 +91,98 @@ class Rotations:
         return Rotation(self._made.cosines[positions], self._made.sines[positions])
 
 
-class LeanBlock:
-    """One block; what it is made of stays where it is."""
+class LeanBlock(nn.Module):
+    """One block, of the family's layers; those that are joined are copied."""
 
     def __init__(self, block: nn.Module, arguments: Mapping[str, Any]) -> None:
         """`arguments` are what the family gives to attention."""
+        super().__init__()
         attention, mlp = block.get_submodule("self_attn"), block.get_submodule("mlp")
-        self._attention = attention
+        inner, widening = (
+            [parent.get_submodule(name) for name in names]
+            for parent, names in ((attention, ("q_proj", "k_proj", "v_proj")), (mlp, ("gate_proj", "up_proj")))
+        )
+        self.layers = nn.ModuleList(
+            (joined(inner), attention.get_submodule("o_proj"), joined(widening), mlp.get_submodule("down_proj"))
+        )
+        pack(self.layers)
+        self.attention_type = getattr(block, "attention_type", None)  # as in skips
+        self._inner, self._out, self._widen, self._down = (cast(Operator, layer.forward) for layer in self.layers)
         self._arguments = arguments
         self._number = cast(int, attention.layer_idx)
         self._dim = cast(int, attention.head_dim)
+        num_heads = [cast(int, layer.out_features) // self._dim for layer in inner]
+        self._num_queries, self._num_turned = num_heads[0], num_heads[0] + num_heads[1]
         self._before, self._between = _norm(block, "input_layernorm"), _norm(block, "post_attention_layernorm")
-        self._queries, self._keys, self._values, self._out = (
-            attention.get_submodule(name).forward for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-        )
         names = {name for name, _ in attention.named_children()}
         self._of_queries, self._of_keys = (
             _norm(attention, name) if name in names else None for name in ("q_norm", "k_norm")
         )
-        self._gate, self._up, self._down = (
-            mlp.get_submodule(name).forward for name in ("gate_proj", "up_proj", "down_proj")
-        )
         self._act: Operator = mlp.get_submodule("act_fn").forward
 
-    def __call__(self, hidden: Tensor, rotation: Rotation, cache: Any) -> Tensor:
+    def forward(self, hidden: Tensor, rotation: Rotation, cache: Any) -> Tensor:
         """Hidden states (rows, hidden) to (rows, hidden)."""
         num_rows = len(hidden)
-        normed = self._before(hidden)
-        queries = self._queries(normed).view(num_rows, -1, self._dim)
-        keys = self._keys(normed).view(num_rows, -1, self._dim)
-        values = self._values(normed).view(num_rows, -1, self._dim)
+        heads = self._inner(self._before(hidden)).view(num_rows, -1, self._dim)
+        turned, values = heads[:, : self._num_turned], heads[:, self._num_turned :]
         if self._of_queries is not None and self._of_keys is not None:
-            queries, keys = self._of_queries(queries), self._of_keys(keys)
-        queries, keys = rotation.turn(queries), rotation.turn(keys)
+            queries, keys = turned[:, : self._num_queries], turned[:, self._num_queries :]
+            turned = torch.cat((self._of_queries(queries), self._of_keys(keys)), dim=1)
+        turned = rotation.turn(turned)
+        queries, keys = turned[:, : self._num_queries], turned[:, self._num_queries :]
         all_keys, all_values = cache.update(_packed(keys), _packed(values), self._number)
-        attended, _ = packed_attention(self._attention, _packed(queries), all_keys, all_values, None, **self._arguments)
+        attended, _ = packed_attention(self, _packed(queries), all_keys, all_values, None, **self._arguments)
         hidden = hidden + self._out(attended.view(num_rows, -1))
-        normed = self._between(hidden)
-        widened = self._act(self._gate(normed)).mul_(self._up(normed))
-        added: Tensor = self._down(widened)
-        return hidden + added
+        gate, up = self._widen(self._between(hidden)).chunk(2, dim=-1)
+        return hidden + self._down(self._act(gate).mul_(up))
 
 
-def run_lean(hidden: Tensor, rotation: Rotation, cache: Any, blocks: Sequence[LeanBlock]) -> Tensor:
-    """Hidden states (rows, hidden) through the blocks, turned as their positions want it."""
+class _Beside(nn.Module):
+    """Layers of the same input whose weights cannot be joined: what they give, side by side."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat([layer(input) for layer in self.layers], dim=-1)
+
+
+def joined(layers: Sequence[nn.Module]) -> nn.Module:
+    """One layer that gives what these give, side by side."""
+    if not all(type(layer) is nn.Linear for layer in layers):
+        return _Beside(layers)
+    weights = [cast(Tensor, layer.weight) for layer in layers]
+    made = nn.Linear(weights[0].shape[1], sum(map(len, weights)), bias=False, device="meta")
+    made.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+    if any(layer.bias is not None for layer in layers):
+        biases = [
+            weight.new_zeros(len(weight)) if layer.bias is None else cast(Tensor, layer.bias)
+            for layer, weight in zip(layers, weights, strict=True)
+        ]
+        made.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+    return made
+
+
+def run_lean(hidden: Tensor, rotation: Rotation, cache: Any, blocks: Iterable[nn.Module]) -> Tensor:
+    """Hidden states (rows, hidden) through lean blocks, turned as their positions want it."""
     for block in blocks:
         hidden = block(hidden, rotation, cache)
     return hidden
 
 
 @torch.inference_mode()
-def lean_blocks(base: nn.Module, blocks: nn.ModuleList, span: Span, *, like: Tensor) -> list[LeanBlock] | None:
-    """The blocks of `span`, if all of them can be run so; None else. `like` is of the hidden states' type, on the CPU.
+def make_lean(base: nn.Module, blocks: nn.ModuleList, span: Span, *, like: Tensor) -> None:
+    """Put lean blocks in the place of those of `span` that can be; `like` is of the hidden states' type, on the CPU.
 
     Nothing else may use the blocks meanwhile, unless they were asked about before.
     """
-    made = []
     for number in span:
         block = blocks[number]
-        if KNOWN not in block.__dict__:
-            block.__dict__[KNOWN] = _lean(base, with_skips(blocks, Span(number, number + 1)), number, like=like)
-        if block.__dict__[KNOWN] is None:
-            return None
-        made.append(block.__dict__[KNOWN])
-    return made
+        if not isinstance(block, LeanBlock) and ASKED not in block.__dict__:
+            block.__dict__[ASKED] = True
+            blocks[number] = _lean(base, with_skips(blocks, Span(number, number + 1)), number, like=like) or block
+    base.layers = blocks
 
 
 def _lean(base: nn.Module, blocks: nn.ModuleList, number: int, *, like: Tensor) -> LeanBlock | None:
@@ -172,7 +197,7 @@ def _lean(base: nn.Module, blocks: nn.ModuleList, number: int, *, like: Tensor) 
         with _noting(block.get_submodule("self_attn")) as arguments:
             wanted = run_family(base, hidden, positions, _NothingCached(), blocks)
         lean = LeanBlock(block, arguments)
-        given = run_lean(hidden, Rotation.at(base, hidden, positions), _NothingCached(), [lean])
+        given = lean(hidden, Rotation.at(base, hidden, positions), _NothingCached())
     except Exception as error:  # noqa: BLE001 (of a family's code, to which this was never promised: any kind)
         logger.info("blocks of %s run by their own forward: %s", type(base).__name__, error)
         return None
@@ -217,11 +242,19 @@ def _has_the_usual_parts(block: nn.Module) -> bool:
 
 
 def _norm(parent: nn.Module, name: str) -> Operator:
-    """A norm by its root mean square."""
+    """A norm by its root mean square, of half as many operators as torch's own."""
     module = parent.get_submodule(name)
     [weight] = module.parameters()
-    eps = cast(float, module.variance_epsilon)
-    return lambda rows: rms_norm(rows, weight.shape, weight, eps)
+    scaled, least = (
+        weight.float() * len(weight) ** 0.5,
+        torch.tensor(len(weight) * cast(float, module.variance_epsilon)).sqrt(),
+    )
+
+    def norm(rows: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+        return torch.div(rows, torch.hypot(length, least)).mul_(scaled).to(rows.dtype)
+
+    return norm
 
 
 def _packed(heads: Tensor) -> Tensor:

@@ -210,10 +210,10 @@ def largest_batch_bytes(runner: Runner, span: Span, hidden_size: int) -> int:
             runner.ends.logits(outputs[-MAX_OUTPUTS:]).float()
         to_wire(torch.cat(outputs.split([step.num_tokens for step in steps])))
 
-    forward(Step(prompting, 0, 0, 1, 1), Step(decoding, 0, 0, 1, 1))  # from now on they have memory for their cache
     start = LONG_CONTEXT_TOKENS - MAX_BATCH_TOKENS + 1
     # What the tokens before have cached changes nothing of the memory that attention to them takes.
     runner.cache.begin([Step(prompting, 0, 0, start, 1)], span).commit()
+    forward(Step(prompting, 0, start, 1, 1), Step(decoding, 0, 0, 1, 1))  # after which they have memory for their cache
     steps = Step(prompting, 0, start, MAX_BATCH_TOKENS - 1, 1), Step(decoding, 0, 1, 1, 1)
     peak = peak_bytes(lambda: forward(*steps), device)
     runner.cache.release(prompting)

@@ -207,7 +207,6 @@ class Blocks:
             report = read(skeleton, begin=0.0, end=share)
             for block, module in stays.items():
                 blocks[block] = module
-            modules = {block: blocks[block] for block in span}
             for end in wanted:
                 if end not in ends:
                     end_model = end_skeleton(config, end, beside=(*ends.values(), *before))
@@ -217,7 +216,7 @@ class Blocks:
                     ends[end] = Ends(end_model, beside=ends.values())
             runner = Runner(skeleton, span, self.cache, ends=Ends.joined(ends.values()))
             runner.warm_up()
-            return Held(span, runner, modules, ends), report
+            return Held(span, runner, {block: runner.blocks[block] for block in span}, ends), report
 
         self.loaded_share = 0.0 if new_bytes else None
         try:

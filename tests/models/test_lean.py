@@ -1,12 +1,12 @@
 """Which blocks are run with fewer operators, and that they give what the family's own forward gives."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from tiny_models import FAMILIES, HIDDEN, NUM_BLOCKS, filled, random_model
 from torch import Tensor, nn
-from transformers import GraniteConfig, LlamaConfig, PretrainedConfig
+from transformers import GraniteConfig, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from chainserve.models import lean
 from chainserve.models.cache import KVCache
@@ -18,17 +18,19 @@ from chainserve.types import SessionId, Span
 
 WHOLE = Span(0, NUM_BLOCKS)
 SESSION = SessionId(bytes(16))
+MANY = 40
 
 
 def runner_of(config: PretrainedConfig, *, dtype: torch.dtype = torch.float32) -> Runner:
-    model = random_model(config).to(dtype)
-    skeleton = filled(build_skeleton(config, WHOLE), model)
-    return Runner(skeleton, WHOLE, KVCache(WHOLE, budget_tokens=100))
+    return Runner(skeleton_of(config, dtype), WHOLE, KVCache(WHOLE, budget_tokens=100))
+
+
+def skeleton_of(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    return filled(build_skeleton(config, WHOLE), random_model(config).to(dtype))
 
 
 def is_lean(runner: Runner) -> bool:
-    runner.warm_up()
-    return runner._lean[WHOLE] is not None
+    return all(isinstance(block, lean.LeanBlock) for block in runner.blocks)
 
 
 def granite(**changes: Any) -> GraniteConfig:
@@ -39,12 +41,14 @@ def granite(**changes: Any) -> GraniteConfig:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
-def test_the_usual_blocks_are_lean_and_give_the_same(family: str, dtype: torch.dtype) -> None:
-    runner = runner_of(FAMILIES[family], dtype=dtype)
-    runner.cache.reserve(SESSION, WHOLE, num_lanes=1, max_tokens=40)
-    hidden = torch.randn(24, HIDDEN, generator=torch.Generator().manual_seed(1)).to(dtype)
+def test_the_usual_blocks_are_lean_and_give_the_same(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = (MANY, *[1] * 8)  # a prompt, and what is decoded after it
+    hidden = torch.randn(sum(sizes), HIDDEN, generator=torch.Generator().manual_seed(1)).to(dtype)
 
-    def outputs(sizes: tuple[int, ...]) -> Tensor:
+    def outputs(runner: Runner) -> Tensor:
+        runner.cache.reserve(SESSION, WHOLE, num_lanes=1, max_tokens=len(hidden))
         start, parts = 0, []
         for size in sizes:
             step = Step(SESSION, 0, start, size, size)
@@ -52,10 +56,11 @@ def test_the_usual_blocks_are_lean_and_give_the_same(family: str, dtype: torch.d
             start += size
         return torch.cat(parts)
 
+    runner = runner_of(FAMILIES[family], dtype=dtype)
     assert is_lean(runner)
-    few = outputs((lean.MOST_ROWS, *[1] * 8))
-    runner._lean[WHOLE] = None
-    own = outputs((lean.MOST_ROWS, *[1] * 8))
+    few = outputs(runner)
+    monkeypatch.setattr(lean, "make_lean", lambda *_args, **_options: None)
+    own = outputs(runner_of(FAMILIES[family], dtype=dtype))
     assert (few - own).abs().max() <= NUM_BLOCKS * lean.TOLERANCE[dtype] * own.abs().max()
     if dtype == torch.float32:
         assert not torch.equal(few, own), "the lean way was not taken"
@@ -85,15 +90,31 @@ def test_random_weights_are_lean_so_that_a_profile_is_of_what_will_run(dtype: to
     assert is_lean(random_runner(config, WHOLE, dtype=dtype, device=torch.device("cpu")))
 
 
-def test_linear_layers_of_another_kind_are_left_alone() -> None:
+def test_blocks_of_both_kinds_run_one_after_the_other() -> None:
+    """Layers of a kind that is not known are left alone, and so is their block."""
+
     class Quantized(nn.Linear):
         pass
 
-    runner = runner_of(FAMILIES["llama"])
-    runner._blocks[WHOLE][3].mlp.up_proj.__class__ = Quantized
-    assert not is_lean(runner)
-    runner.cache.reserve(SESSION, WHOLE, num_lanes=1, max_tokens=4)
-    runner.forward(torch.randn(1, HIDDEN), [Step(SESSION, 0, 0, 1, 1)], WHOLE)
+    skeleton = skeleton_of(FAMILIES["llama"], torch.float32)
+    cast(Any, skeleton).model.layers[3].mlp.up_proj.__class__ = Quantized
+    mixed, usual = Runner(skeleton, WHOLE, KVCache(WHOLE, budget_tokens=100)), runner_of(FAMILIES["llama"])
+    assert [isinstance(block, lean.LeanBlock) for block in mixed.blocks] == [number != 3 for number in WHOLE]
+    hidden = torch.randn(1, HIDDEN)
+    for runner in (mixed, usual):
+        runner.cache.reserve(SESSION, WHOLE, num_lanes=1, max_tokens=4)
+    given, wanted = (runner.forward(hidden, [Step(SESSION, 0, 0, 1, 1)], WHOLE) for runner in (mixed, usual))
+    torch.testing.assert_close(given, wanted)
+
+
+@pytest.mark.parametrize("biased", [(), (1,), (0, 2)])
+def test_joined_layers_give_what_each_gives_side_by_side(biased: tuple[int, ...]) -> None:
+    layers = [nn.Linear(8, size, bias=place in biased) for place, size in enumerate((6, 2, 4))]
+    rows = torch.randn(3, 8)
+    wanted = torch.cat([layer(rows) for layer in layers], dim=1)
+    torch.testing.assert_close(lean.joined(layers)(rows), wanted)
+    layers[1].__class__ = type("Other", (nn.Linear,), {})
+    torch.testing.assert_close(lean.joined(layers)(rows), wanted)
 
 
 def test_rotations_are_those_of_the_family_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,12 +131,12 @@ def test_rotations_are_those_of_the_family_wherever_they_come_from(monkeypatch: 
 
 
 def test_what_is_known_of_a_block_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = runner_of(FAMILIES["llama"])
-    assert is_lean(runner)
-    monkeypatch.setattr(lean, "_lean", None)
-    part = Span(2, 5)
-    runner.cache.reserve(SESSION, part, num_lanes=1, max_tokens=4)
-    runner.forward(torch.randn(1, HIDDEN), [Step(SESSION, 0, 0, 1, 1)], part)
-    assert len(runner._lean[part] or ()) == len(part)
-    config = runner._blocks[WHOLE][0].self_attn.config
-    assert config._attn_implementation != lean.ASKS
+    """Blocks that stay when others come are running meanwhile."""
+    for family in ("llama", "mixtral"):
+        skeleton = skeleton_of(FAMILIES[family], torch.float32)
+        before = [*Runner(skeleton, WHOLE, KVCache(WHOLE, budget_tokens=100)).blocks]
+        with monkeypatch.context() as patch:
+            patch.setattr(lean, "_lean", None)
+            again = Runner(skeleton, WHOLE, KVCache(WHOLE, budget_tokens=100))
+        assert all(one is other for one, other in zip(before, again.blocks, strict=True))
+        assert skeleton.config._attn_implementation != lean.ASKS

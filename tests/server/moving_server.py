@@ -207,6 +207,13 @@ class Server:
         self.is_loading = False
         return report
 
+    def note_lean(self, span: Span) -> None:
+        """Blocks that run in another way than their family's have weights of their own."""
+        assert self.engine.runner is not None
+        for block in span:
+            weights = self.engine.runner.blocks[block].parameters()
+            self._weights += [(block, weakref.ref(weight)) for weight in weights]
+
     def weight_bytes(self, span: Span) -> int:
         """What blocks and ends of a span take, each shared weight once."""
         ends = ends_of(span, NUM_BLOCKS)
@@ -231,6 +238,7 @@ class Server:
         """Move; what is said meanwhile has to be true, and never leaves out what stays."""
         num_said, before = len(self.said), self.blocks.span if self.blocks.state is ONLINE else None
         report = await self.blocks.hold(span)
+        self.note_lean(span)
         said = self.said[num_said:]
         assert said[-1] == (ONLINE, span)
         if (stays := overlap(before, span)) is not None:
@@ -319,9 +327,11 @@ class Server:
 
 
 def bytes_of(tensors: Any) -> int:
-    """Memory of those tensors that live, by storages."""
-    storages = [tensor.untyped_storage() for ref in tensors if (tensor := ref()) is not None]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    """Memory of those tensors that live, by storages; oneDNN's have none, and share none."""
+    living = [tensor for ref in tensors if (tensor := ref()) is not None]
+    packed = {id(tensor): tensor.numel() * tensor.element_size() for tensor in living if tensor.is_mkldnn}
+    storages = [tensor.untyped_storage() for tensor in living if not tensor.is_mkldnn]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) + sum(packed.values())
 
 
 async def until(condition: Callable[[], object]) -> None:
