@@ -3,6 +3,7 @@
 import statistics
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from chainserve.planning.profile import StepTimes
 from chainserve.swarm.offers import LEAST_STEP_S, Demand, StepCheck
@@ -116,6 +117,15 @@ class StepChecks:
     def was_busy(self) -> bool:
         """Whether the device was busy with something else when it was measured: it is much faster now."""
         return any(check is not None and check.ratio * BUSY < 1 for check in (self.prefill, self.decode))
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """All of it."""
+
+    demand: DemandWindow
+    tokens: TokenRate
+    checks: StepChecks
 
 
 def _check(steps: deque[tuple[float, float]]) -> StepCheck | None:

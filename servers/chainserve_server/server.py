@@ -12,11 +12,10 @@ from functools import partial
 
 import torch
 
-from chainserve import __version__
-from chainserve.errors import SwarmError, describe_blocks
+from chainserve.errors import SwarmError
 from chainserve.models.cache import KVCache
 from chainserve.models.grammars import Grammars
-from chainserve.models.profiles import device_name, forget_profile
+from chainserve.models.profiles import forget_profile
 from chainserve.models.text import text_of
 from chainserve.models.wire import Int8Wire, to_wire
 from chainserve.planning import chunks
@@ -28,11 +27,9 @@ from chainserve.swarm.hivemind import HivemindSwarm
 from chainserve.swarm.identity import Identity
 from chainserve.swarm.inputs import ModelFacts
 from chainserve.swarm.member import Member
-from chainserve.swarm.offers import Offer
 from chainserve.swarm.planner import Job, Planner
 from chainserve.swarm.plans import SwarmPlan
-from chainserve.swarm.records import Announcement, direct_addresses, precision
-from chainserve.swarm.reports import Report, fit_name
+from chainserve.swarm.records import Announcement, direct_addresses
 from chainserve.swarm.token import JoinToken, swarm_secret
 from chainserve.transport.calling_back import call_back
 from chainserve.transport.direct import DirectTransport
@@ -43,7 +40,8 @@ from chainserve.transport.links import Links
 from chainserve.transport.outbox import Outbox
 from chainserve.transport.relayed import RelayedTransport
 from chainserve.types import PeerId, Span
-from chainserve_server.admission import chain_uses, head_chains
+from chainserve_server.admission import head_chains
+from chainserve_server.announcing import Announcer
 from chainserve_server.blocks import Blocks
 from chainserve_server.config import ServerConfig
 from chainserve_server.devices import turns_on
@@ -52,12 +50,13 @@ from chainserve_server.gateway_beside import GatewayBeside
 from chainserve_server.grammars import GrammarQueue
 from chainserve_server.handouts import Handouts
 from chainserve_server.metrics import ForwardCounts, server_families
-from chainserve_server.observation import BUSY, DemandWindow, StepChecks, TokenRate
+from chainserve_server.observation import BUSY, DemandWindow, Observed, StepChecks, TokenRate
 from chainserve_server.prepare import Prepared
 from chainserve_server.reachability import why_unreachable
 from chainserve_server.sampling import LinkSampler
 from chainserve_server.sessions import Sessions
 from chainserve_server.slowdown import pace_of
+from chainserve_server.terminal import introduction, news_of, online
 from chainserve_server.work import Forward, Work
 
 logger = logging.getLogger(__name__)
@@ -67,10 +66,6 @@ Say = Callable[[str], None]
 TICK_S = 0.2
 WITHDRAW_S = 1.0
 FLUSH_S = 0.3
-NEWS_SHARE = 0.5
-"""By which share the rate of tokens has to change before that is announced by itself."""
-LOADED_NEWS = 0.05
-"""And how much more has to be loaded."""
 
 
 async def serve(
@@ -111,7 +106,18 @@ async def serve(
         token = config.join or await server.token()
         if not config.join and keep_token is not None:
             keep_token(token)
-        say(server.introduction(None if keep_token else token, metrics=metrics))
+        say(
+            introduction(
+                prepared,
+                peer=swarm.peer_id,
+                swarm=swarm.name,
+                addresses=server.links.addresses,
+                host=config.host,
+                has_joined=bool(config.join),
+                token=None if keep_token else token,
+                metrics=metrics,
+            )
+        )
         if gateway is not None:
             gateway.join(token)
         async with asyncio.TaskGroup() as tasks:
@@ -167,15 +173,12 @@ class Server:
         self._prepared = prepared
         self._swarm = swarm
         self._say = say
-        self._started_at = swarm.now()
         self._session_ended = asyncio.Event()
-        self._demand = DemandWindow(clock=time.monotonic)
-        self._checks = StepChecks(prepared.profile.times)
+        self._observed = Observed(
+            DemandWindow(clock=time.monotonic), TokenRate(clock=time.monotonic), StepChecks(prepared.profile.times)
+        )
         self._is_profile_kept = True
         self.forwards = ForwardCounts()
-        self._tokens = TokenRate(clock=time.monotonic)
-        self._device = fit_name(device_name(prepared.device))
-        self._told = (0.0, 0.0)  # tokens per second and share loaded, as they were announced last
         direct = DirectTransport(credentials, host=config.host, port=config.port, advertised_host=config.public_host)
         self.links = Links(
             swarm.peer_id,
@@ -209,9 +212,9 @@ class Server:
             engine=self.engine,
             post=self.outbox.post,
             on_change=self._sessions_changed,
-            on_request=self._demand.arrived,
-            on_served=self._demand.served,
-            on_tokens=self._tokens.came,
+            on_request=self._observed.demand.arrived,
+            on_served=self._observed.demand.served,
+            on_tokens=self._observed.tokens.came,
             compile_grammar=GrammarQueue(Grammars(lambda: text_of(prepared.source))).compile,
         )
         self.blocks = Blocks(
@@ -225,6 +228,16 @@ class Server:
             self.links, answers=Handouts(swarm, prepared.source).answers, try_to_reach=partial(call_back, direct)
         )
         self.sampler = LinkSampler(self.links, self._others)
+        self._announcer = Announcer(
+            prepared,
+            swarm,
+            name=config.name,
+            links=self.links,
+            sessions=self.sessions,
+            blocks=self.blocks,
+            sampler=self.sampler,
+            observed=self._observed,
+        )
         self.member = Member(
             swarm,
             self,
@@ -269,94 +282,40 @@ class Server:
         """Serve these blocks, and no others, when this returns."""
         report = await self.blocks.hold(span)
         await self.member.announce()  # so that whoever reads that we are online finds us
-        prepared, cache = self._prepared, self.engine.cache
         self._say(
-            f"chainserve-server {__version__} is online\n"
-            f"  model   {prepared.source.name}, blocks {span} of {prepared.source.num_blocks}, "
-            f"{precision(prepared.dtype_name, prepared.quant)} on {prepared.device}\n"
-            f"  memory  {self.blocks.weight_bytes / 1e6:.0f} MB of weights "
-            f"({report.bytes_read / 1e6:.0f} MB read in {report.seconds:.1f} s), "
-            f"{prepared.profile.activation_bytes / 1e6:.0f} MB for activations, "
-            f"cache for {cache.budget_tokens:,} tokens"
-            + ("\n  wire    activations are sent on in 8 bits" if self._wire else "")
+            online(
+                self._prepared,
+                span,
+                report,
+                weight_bytes=self.blocks.weight_bytes,
+                cache_tokens=self.engine.cache.budget_tokens,
+                is_wire_int8=self._wire is not None,
+            )
         )
 
     def told(self, plan: SwarmPlan) -> None:
         """A new plan is followed."""
         self.exchange.keep(plan)
         self.sessions.follow(plan.epoch, head_chains(plan, self._swarm.peer_id))
-        if plan.shortage is not None:
-            self._say(
-                f"waiting for more servers: no room for {describe_blocks(plan.shortage.missing)} of "
-                f"{self._prepared.source.num_blocks}, {plan.shortage.missing_bytes / 1e9:.3g} GB more are needed"
-            )
-        elif self.pinned is None:
-            span = plan.placement.spans.get(self._swarm.peer_id)
-            self._say(f"plan {plan.epoch}: {f'blocks {span}' if span else 'no blocks for this server'}")
+        if news := news_of(plan, self._prepared, peer=self._swarm.peer_id):
+            self._say(news)
 
     def announcement(self, *, epoch: int) -> Announcement:
         """What the swarm has to know of us now."""
-        prepared = self._prepared
-        return Announcement(
-            peer=self._swarm.peer_id,
-            state=self.blocks.state,
-            model=prepared.source.name,
-            model_digest=prepared.source.digest,
-            num_blocks=prepared.source.num_blocks,
-            span=self.blocks.span,
-            dtype=prepared.dtype_name,
-            quant=prepared.quant,
-            cache_tokens=self.blocks.cache_tokens,
-            free_tokens=self.blocks.free_tokens,
-            addresses=self.links.addresses,
-            version=__version__,
-            started_at=self._started_at,
-            pinned=self.pinned is not None,
-            weight_bytes=self.blocks.weight_bytes,
-            num_sessions=len(self.sessions),
-            num_waiting=self.sessions.places.num_waiting,
-            epoch=epoch,
-            offer=Offer(
-                memory_bytes=prepared.memory_bytes,
-                profile=prepared.profile,
-                prefill=self._checks.prefill,
-                decode=self._checks.decode,
-                reach=self.sampler.reach,
-                demand=self._demand.seen(),
-            ),
-            report=self._report(),
-        )
-
-    def _report(self) -> Report:
-        """What people may want to know of us."""
-        plan = self.member.plan
-        return Report(
-            device=self._device,
-            name=self._config.name,
-            tokens_per_s=self._tokens.per_s,
-            loaded_share=self.blocks.loaded_share,
-            chains=chain_uses(plan, self.sessions.places) if plan is not None else (),
-        )
-
-    def _tell_progress(self) -> None:
-        """Announce soon what people watch: loading goes on, answers come faster or have ended."""
-        before_per_s, before_loaded = self._told
-        per_s, loaded_share = self._tokens.per_s, self.blocks.loaded_share or 0.0
-        if abs(per_s - before_per_s) > NEWS_SHARE * before_per_s or abs(loaded_share - before_loaded) > LOADED_NEWS:
-            self._told = per_s, loaded_share
-            self.member.changed()
+        return self._announcer.announcement(self.member.plan, epoch=epoch)
 
     async def tick(self) -> None:
         """Let time pass for places and sessions, until cancelled."""
         while True:
             await asyncio.sleep(TICK_S)
             self.sessions.tick()
-            self._tell_progress()
+            if self._announcer.has_news():
+                self.member.changed()
             self._check_profile()
 
     def _check_profile(self) -> None:
         """Forget a profile that was measured while the device was busy; plans correct it until it is measured again."""
-        if self._is_profile_kept and self._checks.was_busy:
+        if self._is_profile_kept and self._observed.checks.was_busy:
             self._is_profile_kept = False
             prepared = self._prepared
             forget_profile(prepared.source.config, dtype=prepared.dtype, device=prepared.device)
@@ -396,39 +355,8 @@ class Server:
         token = await self._swarm.token(expires_at=expires_at, direct=direct_addresses(self.links.addresses))
         return token.encode()
 
-    def introduction(self, token: str | None, *, metrics: str | None = None) -> str:
-        """What the terminal shows once we are in the swarm; `metrics` is where they can be read.
-
-        Without `token` the one of a swarm that we start is in a file.
-        """
-        prepared, config = self._prepared, self._config
-        name = prepared.source.name
-        blocks = f"blocks {self.pinned}" if self.pinned else "blocks chosen by the swarm"
-        lines = [
-            f"chainserve-server {__version__} has {'joined' if config.join else 'started'} swarm {self._swarm.name}",
-            f"  peer    {self._swarm.peer_id}",
-            f"  links   {', '.join(self.links.addresses)}",
-            f"  offers  {prepared.memory_bytes / 1e6:,.0f} MB on {prepared.device} for {name}, {blocks}",
-        ]
-        if metrics is not None:
-            lines.append(f"  metrics {metrics}")
-        if not config.join:
-            if token is None:
-                lines.append("whoever has the token is a member; it is kept in the file that was asked for")
-            else:
-                lines += ["whoever has this token is a member:", "", token, ""]
-            is_local = is_loopback(config.host)
-            host = "" if is_local else "--host ADDRESS "  # of the one that joins, which would be at 127.0.0.1 otherwise
-            lines += [
-                f"join it:  chainserve-server --model {name} {host}--join TOKEN",
-                "ask it:   chainserve chat TOKEN",
-            ]
-            if is_local:
-                lines.append("Only this machine can reach it: start with --host ADDRESS for others to join.")
-        return "\n".join(lines)
-
     def _observe(self, forward: Forward) -> None:
-        self._checks.observe(forward)
+        self._observed.checks.observe(forward)
         self.forwards.add(forward)
 
     def _chunk_tokens(self, work: Work, num_decoding: int) -> int:
