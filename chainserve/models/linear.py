@@ -37,7 +37,7 @@ def pack(layers: nn.Module) -> None:
 
     Parameters stay parameters, but of another layout; nothing else may use them.
     """
-    for module in _large_layers(layers, torch.float32, default_dtype(torch.device("cpu"))):
+    for module in _large_layers(layers):
         packed = torch.ops.mkldnn._reorder_linear_weight.default(module.weight)
         module.weight = nn.Parameter(packed, requires_grad=False)
         module.__class__ = PackedLinear
@@ -47,13 +47,16 @@ def pack(layers: nn.Module) -> None:
 
 
 def speed_up(layers: nn.Module) -> None:
-    """Let layers of float32 take the faster way though others share their weights, which stay as they are."""
-    for module in _large_layers(layers, torch.float32):
+    """Let layers take the faster way though others share their weights, which stay as they are."""
+    for module in _large_layers(layers):
         module.__class__ = SharedLinear
+        assert isinstance(module, SharedLinear)
+        module.takes_one_row = _takes_one_row(module.in_features, module.weight.dtype)
 
 
-def _large_layers(layers: nn.Module, *dtypes: torch.dtype) -> list[nn.Linear]:
-    """Those on the CPU that oneDNN is worth its threads for."""
+def _large_layers(layers: nn.Module) -> list[nn.Linear]:
+    """Those on the CPU that oneDNN computes, and is worth its threads for."""
+    dtypes = torch.float32, default_dtype(torch.device("cpu"))
     return [
         module
         for module in layers.modules()
@@ -71,10 +74,7 @@ class PackedLinear(nn.Linear):
     takes_one_row: bool
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.numel() == self.in_features and not self.takes_one_row:
-            row = input.view(1, self.in_features)
-            return _product(torch.cat((row, row)), self.weight, self.bias)[:1].view(*input.shape[:-1], -1)
-        return _product(input, self.weight, self.bias)
+        return _even_product(input, self, takes_one_row=self.takes_one_row)
 
 
 @cache
@@ -95,12 +95,14 @@ def _takes_one_row(num_columns: int, dtype: torch.dtype) -> bool:
 
 
 class SharedLinear(nn.Linear):
-    """A linear layer of float32 whose weights are as everyone knows them."""
+    """A linear layer whose weights are as everyone knows them."""
+
+    takes_one_row: bool
 
     def forward(self, input: Tensor) -> Tensor:
         num_rows = input.numel() // self.in_features
-        if num_rows > MOST_EXCHANGED:
-            return _product(input, self.weight, self.bias)
+        if num_rows > MOST_EXCHANGED or self.weight.dtype != torch.float32:
+            return _even_product(input, self, takes_one_row=self.takes_one_row)
         rows = input.reshape(num_rows, self.in_features)
         if num_rows in (1, 3):  # odd numbers take longer than the next power of two
             rows = torch.cat((rows, rows[:1]))
@@ -109,6 +111,14 @@ class SharedLinear(nn.Linear):
         else:
             out = torch.addmm(self.bias.unsqueeze(1), self.weight, rows.t())
         return out.t()[:num_rows].contiguous().view(*input.shape[:-1], self.out_features)
+
+
+def _even_product(input: Tensor, layer: nn.Linear, *, takes_one_row: bool) -> Tensor:
+    """By oneDNN, in the same order of adding up however many rows there are."""
+    if input.numel() == layer.in_features and not takes_one_row:
+        row = input.view(1, layer.in_features)
+        return _product(torch.cat((row, row)), layer.weight, layer.bias)[:1].view(*input.shape[:-1], -1)
+    return _product(input, layer.weight, layer.bias)
 
 
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

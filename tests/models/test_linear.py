@@ -18,12 +18,8 @@ from chainserve.models.linear import (
 )
 
 pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="torch has no oneDNN on this processor")
-DTYPES = [
-    torch.float32,
-    pytest.param(
-        torch.bfloat16, marks=pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bfloat16")
-    ),
-]
+HAS_BFLOAT16 = pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bfloat16")
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=HAS_BFLOAT16)]
 SHAPES = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (5,), (1, 6), (7,), (2, 4), (1, 9), (16,), (17,), (1, 300)]
 
 
@@ -39,10 +35,11 @@ def test_packed_weights_give_the_same_product(shape: tuple[int, ...], dtype: tor
     check_same(pack, PackedLinear, shape, dtype, bias=bias)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shared_weights_give_the_same_product(shape: tuple[int, ...], *, bias: bool) -> None:
-    check_same(speed_up, SharedLinear, shape, torch.float32, bias=bias)
+def test_shared_weights_give_the_same_product(shape: tuple[int, ...], dtype: torch.dtype, *, bias: bool) -> None:
+    check_same(speed_up, SharedLinear, shape, dtype, bias=bias)
 
 
 def check_same(
@@ -59,9 +56,14 @@ def check_same(
     torch.testing.assert_close(outputs, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [(pack, torch.float32), *(pytest.param(way, torch.bfloat16, marks=HAS_BFLOAT16) for way in (pack, speed_up))],
+)
 @pytest.mark.parametrize("shape", [(576, 192), (576, 3072), (1536, 576), (1025, 64), (1056, 64), (4096, 128)])
-def test_a_row_gives_the_same_whatever_rows_are_beside_it(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_a_row_gives_the_same_whatever_rows_are_beside_it(
+    shape: tuple[int, int], way: Callable[[nn.Module], None], dtype: torch.dtype
+) -> None:
     """Where sums cancel out, another order of adding up shows, though in 16 bits it mostly does not elsewhere."""
     num_columns, num_sums = shape
     linear = nn.Linear(*shape, bias=False, dtype=dtype).requires_grad_(False)
@@ -70,7 +72,7 @@ def test_a_row_gives_the_same_whatever_rows_are_beside_it(shape: tuple[int, int]
     inputs = torch.randn(300, num_columns, dtype=dtype)
     inputs[:, order[: even // 2]] = inputs[:, order[even // 2 : even]]
     inputs[:, order[even:]] = 0
-    pack(linear)
+    way(linear)
     outputs = linear(inputs)
     assert outputs.abs().max() < 1e-3
     assert outputs.count_nonzero() > 200 * num_sums
