@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from chainserve.runtime.freed import return_freed_memory
 
-SMALL = 100_000
+SMALL = 300_000
 """Weights of a layer below which it stays as it is: oneDNN takes all threads, which such layers do not repay."""
 MOST_EXCHANGED = 4
 """Rows of which the sides are exchanged where weights are not packed: these take two thirds of oneDNN's time so."""
