@@ -182,7 +182,7 @@ def make_lean(base: nn.Module, blocks: nn.ModuleList, span: Span, *, like: Tenso
         if not isinstance(block, LeanBlock) and ASKED not in block.__dict__:
             block.__dict__[ASKED] = True
             blocks[number] = _lean(base, with_skips(blocks, Span(number, number + 1)), number, like=like) or block
-    base.layers = blocks
+    base.layers = blocks  # nothing keeps those that were replaced
 
 
 def _lean(base: nn.Module, blocks: nn.ModuleList, number: int, *, like: Tensor) -> LeanBlock | None:
@@ -245,10 +245,8 @@ def _norm(parent: nn.Module, name: str) -> Operator:
     """A norm by its root mean square, of half as many operators as torch's own."""
     module = parent.get_submodule(name)
     [weight] = module.parameters()
-    scaled, least = (
-        weight.float() * len(weight) ** 0.5,
-        torch.tensor(len(weight) * cast(float, module.variance_epsilon)).sqrt(),
-    )
+    scaled = weight.float() * len(weight) ** 0.5
+    least = torch.tensor(len(weight) * cast(float, module.variance_epsilon)).sqrt()
 
     def norm(rows: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)

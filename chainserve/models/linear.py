@@ -18,6 +18,7 @@ SMALL = 300_000
 MOST_EXCHANGED = 4
 """Rows of which the sides are exchanged where weights are not packed: these take two thirds of oneDNN's time so."""
 SUMS_TRIED = 64
+"""Of one row, to see in which order they are added up."""
 HAS_ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 
 
@@ -74,7 +75,7 @@ class PackedLinear(nn.Linear):
     takes_one_row: bool
 
     def forward(self, input: Tensor) -> Tensor:
-        return _even_product(input, self, takes_one_row=self.takes_one_row)
+        return _even_product(input, self)
 
 
 @cache
@@ -102,7 +103,7 @@ class SharedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         num_rows = input.numel() // self.in_features
         if num_rows > MOST_EXCHANGED or self.weight.dtype != torch.float32:
-            return _even_product(input, self, takes_one_row=self.takes_one_row)
+            return _even_product(input, self)
         rows = input.reshape(num_rows, self.in_features)
         if num_rows in (1, 3):  # odd numbers take longer than the next power of two
             rows = torch.cat((rows, rows[:1]))
@@ -113,9 +114,9 @@ class SharedLinear(nn.Linear):
         return out.t()[:num_rows].contiguous().view(*input.shape[:-1], self.out_features)
 
 
-def _even_product(input: Tensor, layer: nn.Linear, *, takes_one_row: bool) -> Tensor:
+def _even_product(input: Tensor, layer: PackedLinear | SharedLinear) -> Tensor:
     """By oneDNN, in the same order of adding up however many rows there are."""
-    if input.numel() == layer.in_features and not takes_one_row:
+    if input.numel() == layer.in_features and not layer.takes_one_row:
         row = input.view(1, layer.in_features)
         return _product(torch.cat((row, row)), layer.weight, layer.bias)[:1].view(*input.shape[:-1], -1)
     return _product(input, layer.weight, layer.bias)

@@ -318,6 +318,8 @@ class TwoOnTheSameCores:
         self.own, self.others = Turns(path, patience_s=60), Turns(path)
         assert self.others.take()
 
+    # A lock on a file tells nobody that it was taken or given back: it is tried again and again.
+
     async def until_the_engine_has_it(self) -> None:
         async with asyncio.timeout(10):
             while self.others.take():
@@ -357,10 +359,9 @@ async def test_what_the_server_before_has_sent_runs_with_it(
         loop.engine.add(work(1))
         await asyncio.sleep(0)
         turns.others.give_back()
+        # It has the turn a moment before it waits for more, and what comes then is late.
         async with asyncio.timeout(10):
-            while (
-                not loop.engine._num_vain
-            ):  # it has the turn a moment before it waits for more: what comes then is late
+            while not loop.engine._num_vain:  # which tells nobody that it has changed
                 await asyncio.sleep(0.001)
         loop.engine.add(work(2))
         await loop.emitted.get()
