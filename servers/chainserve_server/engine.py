@@ -147,11 +147,14 @@ class Engine:
                     self._emit(receiver, message)
                 for failure in outcome.failures:
                     self._fail(*failure)
-                await asyncio.sleep(0)  # what was emitted is sent before anything else is done
-                for forward in outcome.forwards:
-                    self._observe(forward)
+                # What was emitted is sent, and then counted, while the next iteration runs.
+                asyncio.get_running_loop().call_soon(self._observe_all, outcome.forwards)
         finally:
             thread.stop(last=self._give_back_turn)
+
+    def _observe_all(self, forwards: list[Forward]) -> None:
+        for forward in forwards:
+            self._observe(forward)
 
     def _account(self, batch: Batch, began_s: float, ended_s: float) -> None:
         """Tell what this iteration took of each session that it ran; what these have queued waits from now on."""

@@ -36,7 +36,7 @@ class Work:
     @property
     def is_prompt(self) -> bool:
         """Whether it may be cut into chunks."""
-        return self.hidden is None and self.step.num_outputs <= 1
+        return self.hidden is None and self.step.num_outputs <= 1 < self.step.num_tokens
 
     @property
     def prompt_tokens(self) -> int:

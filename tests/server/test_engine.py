@@ -158,6 +158,7 @@ class Loop:
     """An engine that runs, with what it emits."""
 
     def __init__(self, runner: AddsOne, *, turns: Turns | None = None) -> None:
+        self.begun_when_counted: list[int] = []  # iterations when each forward was counted
         self.emitted: asyncio.Queue[tuple[PeerId, Activations]] = asyncio.Queue()
         self.failed: asyncio.Queue[tuple[SessionId, FailureCode, str]] = asyncio.Queue()
         self.engine = Engine(
@@ -166,6 +167,7 @@ class Loop:
             max_batch_tokens=64,
             emit=lambda peer, message: self.emitted.put_nowait((peer, message)),
             fail=lambda *failure: self.failed.put_nowait(failure),
+            observe=lambda _forward: self.begun_when_counted.append(self.engine.num_begun),
             turns=turns,
         )
 
@@ -189,6 +191,15 @@ async def test_the_loop_runs_what_is_added_and_releases_what_is_over() -> None:
         loop.engine.add(work(2))
         await loop.emitted.get()
         assert runner.released == [session(1)]
+
+
+async def test_the_next_iteration_begins_before_the_last_one_is_counted() -> None:
+    async with Loop(AddsOne()) as loop:
+        loop.engine.add(work(1))
+        loop.engine.add(work(1, start=1))
+        await loop.emitted.get()
+        await loop.emitted.get()
+        assert loop.begun_when_counted == [2]
 
 
 async def test_work_of_a_released_session_does_not_run() -> None:
