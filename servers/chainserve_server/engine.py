@@ -75,6 +75,7 @@ class Engine:
         on_spent: OnSpent = lambda _session, _waited_s, _computed_s: None,
         pace: Pace | None = None,  # for benchmarks: what forwards take at least
         turns: Turns | None = None,  # None: nobody else computes here
+        prepare: Callable[[], None] | None = None,  # what the compute thread does first
     ) -> None:
         self.cache = cache
         self.runner = runner
@@ -89,6 +90,7 @@ class Engine:
         self._on_spent = on_spent
         self._pace = pace
         self._turns = turns
+        self._prepare = prepare
         self._num_vain = 0  # turns that were waited for since something came after one
         self._since: dict[SessionId, float] = {}  # when sessions began to wait for their turn
         self._decoded_at: dict[SessionId, float] = {}  # when sessions took their last short step
@@ -124,6 +126,8 @@ class Engine:
         """Iterate until cancelled."""
         thread = ComputeThread()
         try:
+            if self._prepare is not None:
+                await thread.run(self._prepare)
             while True:
                 self._wake.clear()
                 self._change()

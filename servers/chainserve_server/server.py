@@ -21,6 +21,7 @@ from chainserve.models.wire import Int8Wire, to_wire
 from chainserve.planning import chunks
 from chainserve.protocol.messages import FailureCode, Message
 from chainserve.runtime.background import in_background
+from chainserve.runtime.cores import keep_apart
 from chainserve.runtime.hosts import is_loopback
 from chainserve.swarm.daemon import announced
 from chainserve.swarm.hivemind import HivemindSwarm
@@ -202,6 +203,7 @@ class Server:
             on_spent=lambda session, waited_s, computed_s: self.sessions.spend(session, waited_s, computed_s),
             pace=pace_of(prepared.profile.times) if config.slowdown is not None else None,
             turns=turns_on(prepared.device) if config.slowdown is None else None,  # slowed servers mostly wait
+            prepare=keep_apart if config.slowdown is None and prepared.device.type == "cpu" else None,
         )
         self.sessions = Sessions(
             swarm.peer_id,
