@@ -26,8 +26,8 @@ def keep_apart() -> None:
 
     Call it in the thread that computes from then on, before anything else there. Threads that sleep between two steps
     may wake on the same core, and share it for as long as a scheduler takes to see that another is idle: steps of
-    8 ms then take 15 (docs/decisions/linear-layers.md). Nothing is done where threads have cores to choose
-    from, or systems do not let them be chosen.
+    8 ms then take 15 (docs/decisions/linear-layers.md). Nothing is done where threads have cores to choose from, or
+    systems do not let them be chosen.
     """
     import torch  # which must not be imported before `free_idle_cores` was called
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 PRINTS_CORES = """
-import os, threading
+import os, sys, threading
 import torch
 from chainserve.runtime.cores import keep_apart
 
@@ -15,6 +15,7 @@ def threads():
     return set(map(int, os.listdir("/proc/self/task")))
 
 def compute():
+    torch.set_num_threads(int(sys.argv[1]))  # whatever hyperthreads there are
     before = threads()
     keep_apart()
     weight = torch.ones(512, 512)
@@ -33,10 +34,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads are kep
 
 def cores_of_threads(num_threads: int) -> list[list[int]]:
     """Where the thread that computes, and those that help it, may run."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
-    run = subprocess.run(
-        [sys.executable, "-c", PRINTS_CORES], check=True, timeout=60, env=environment, stdout=subprocess.PIPE, text=True
-    )
+    program = [sys.executable, "-c", PRINTS_CORES, str(num_threads)]
+    run = subprocess.run(program, check=True, timeout=60, stdout=subprocess.PIPE, text=True)
     return [[int(core) for core in line.split()] for line in run.stdout.splitlines()]
 
 
