@@ -2,7 +2,6 @@
 
 import os
 import sys
-import threading
 from contextlib import suppress
 
 SPIN_COUNT = "2000"
@@ -40,14 +39,10 @@ def keep_apart() -> None:
     with suppress(OSError):  # some containers forbid it
         os.sched_setaffinity(0, others)  # which tells those that begin now from all others
         torch.zeros(LEAST_SHARED * len(cores)).add_(1)
-        helpers = [thread for thread in _other_threads() if _cores_of(thread) == others]
+        os.sched_setaffinity(0, {own})
+        helpers = [thread for thread in map(int, os.listdir("/proc/self/task")) if _cores_of(thread) == others]
         for helper, core in zip(helpers, others, strict=False):
             os.sched_setaffinity(helper, {core})
-        os.sched_setaffinity(0, {own})
-
-
-def _other_threads() -> list[int]:
-    return [thread for name in os.listdir("/proc/self/task") if (thread := int(name)) != threading.get_native_id()]
 
 
 def _cores_of(thread: int) -> list[int]:

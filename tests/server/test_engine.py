@@ -329,8 +329,6 @@ class TwoOnTheSameCores:
         self.own, self.others = Turns(path, patience_s=60), Turns(path)
         assert self.others.take()
 
-    # A lock on a file tells nobody that it was taken or given back: it is tried again and again.
-
     async def until_the_engine_has_it(self) -> None:
         async with asyncio.timeout(10):
             while self.others.take():
